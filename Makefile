@@ -1,0 +1,84 @@
+# The one door to the project. Everything works from a fresh clone on Debian with Rust; what is missing is installed, and
+# named when it is.
+#
+#   make demo     build the release binary, then the services of examples/shop, and run them
+#   make test     every test: the crates, the command line, the conformance with BuildKit
+#   make check    formatting, lints, documentation, dependencies
+#   make bench    compare with BuildKit and buildah; writes docs/benchmarks.md
+#   make dist     a static binary in dist/
+#   make peers    install and start the builders that tests compare with (`make peers-stop` ends them)
+#   make clean    remove what was built
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help build demo test test-crates test-whole check deny bench dist peers peers-stop clean
+
+TRIPLE := $(shell uname -m)-unknown-linux-gnu
+TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
+BINARY := $(TARGET_DIR)/$(TRIPLE)/release/build-engine
+AS_ROOT := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+# nextest runs tests of all programs side by side; plain cargo does without it.
+HAVE_NEXTEST := $(shell cargo nextest --version > /dev/null 2>&1 && echo yes)
+TEST := $(if $(HAVE_NEXTEST),nextest run,test)
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+# A C compiler is all that the crates need besides Rust.
+build:
+	@command -v cc > /dev/null || { echo "installing with apt: gcc libc6-dev"; \
+	  $(AS_ROOT) apt-get -qq update && $(AS_ROOT) apt-get -qq install -y --no-install-recommends gcc libc6-dev; }
+	RUSTFLAGS="-C target-feature=+crt-static" cargo build --release --locked --target $(TRIPLE) -p build-engine-cli
+
+demo: build
+	examples/shop/demo.sh $(BINARY)
+
+test: test-crates test-whole
+
+test-crates: build
+	cargo $(TEST) --locked --workspace --exclude build-engine-tests
+
+# The peers are stopped again only if this run has started them.
+test-whole: build
+	$(AS_ROOT) testkit/peers.sh install
+	running=0; testkit/peers.sh running || running=$$?; \
+	status=0; \
+	$(AS_ROOT) testkit/peers.sh start && \
+	  BUILD_ENGINE_BIN=$$(realpath $(BINARY)) cargo $(TEST) --locked -p build-engine-tests || status=$$?; \
+	[ $$running = 0 ] || $(AS_ROOT) testkit/peers.sh stop; \
+	exit $$status
+
+check:
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --document-private-items
+	$(MAKE) deny
+
+deny:
+	@command -v cargo-deny > /dev/null || { echo "installing cargo-deny from crates.io"; cargo install --locked --quiet cargo-deny; }
+	cargo deny --locked check bans licenses sources
+
+bench: build
+	$(AS_ROOT) testkit/peers.sh install
+	$(AS_ROOT) testkit/peers.sh start
+	cargo run --release --locked -p build-engine-bench -- --binary $(BINARY) --write docs/benchmarks.md
+
+dist: build
+	mkdir -p dist
+	cp $(BINARY) dist/build-engine-$(shell uname -m)-linux
+	cd dist && sha256sum build-engine-* > SHA256SUMS
+	@file dist/build-engine-* 2> /dev/null || ls -l dist
+
+peers:
+	$(AS_ROOT) testkit/peers.sh install
+	$(AS_ROOT) testkit/peers.sh start
+	testkit/peers.sh env
+
+peers-stop:
+	$(AS_ROOT) testkit/peers.sh stop
+
+clean:
+	[ ! -e target/peers ] || $(AS_ROOT) testkit/peers.sh stop
+	cargo clean
+	rm -rf dist

@@ -1,0 +1,259 @@
+//! Settings: what the user configured, gathered once. Defaults < file < environment < flags.
+//!
+//! This is the only place of the project that reads the environment; it reads the variables that it names and no others.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use build_engine_engine::{ExitKind, Report};
+use serde::Deserialize;
+
+use crate::errors::{Failure, Style};
+
+/// Looks up an environment variable.
+pub(crate) type Environment<'a> = &'a dyn Fn(&str) -> Option<OsString>;
+
+/// The settings that hold for every command.
+#[derive(Debug, Clone)]
+pub(crate) struct Settings {
+    /// The store's directory, absolute.
+    pub(crate) root: PathBuf,
+    /// Progress display, where one was chosen.
+    pub(crate) progress: Option<ProgressChoice>,
+    /// Whether standard error takes colours.
+    pub(crate) colour: bool,
+    /// Whether standard error is a terminal that understands control sequences.
+    pub(crate) terminal: bool,
+    /// Whether developers are listening (`--debug`).
+    pub(crate) debug: bool,
+}
+
+/// The value of `--progress`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ProgressChoice {
+    /// `tty` on a terminal, `plain` elsewhere.
+    Auto,
+    /// Exactly this one.
+    Only(ProgressMode),
+}
+
+/// Which display.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ProgressMode {
+    /// A live view.
+    Tty,
+    /// Lines.
+    Plain,
+    /// JSON lines.
+    RawJson,
+    /// Nothing.
+    Quiet,
+}
+
+impl FromStr for ProgressChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "tty" => Ok(Self::Only(ProgressMode::Tty)),
+            "plain" => Ok(Self::Only(ProgressMode::Plain)),
+            "rawjson" => Ok(Self::Only(ProgressMode::RawJson)),
+            "quiet" | "none" => Ok(Self::Only(ProgressMode::Quiet)),
+            _ => Err("expected auto, tty, plain, rawjson, quiet or none".into()),
+        }
+    }
+}
+
+/// The settings file. Unknown keys are refused: a setting that is misspelt must not be ignored.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    root: Option<PathBuf>,
+    progress: Option<String>,
+}
+
+/// Flags that every command has.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub(crate) struct GlobalFlags {
+    /// Directory of the store [env: BUILD_ENGINE_ROOT]
+    #[arg(long, global = true, value_name = "DIR", help_heading = "Global options")]
+    pub(crate) root: Option<PathBuf>,
+    /// Write what developers want to know to standard error
+    #[arg(short = 'D', long, global = true, help_heading = "Global options")]
+    pub(crate) debug: bool,
+}
+
+impl Settings {
+    /// Gathers the settings.
+    ///
+    /// # Errors
+    /// A file or variable that cannot be understood, by name.
+    pub(crate) fn gather(flags: &GlobalFlags, env: Environment<'_>, is_root: bool) -> Result<Self, Failure> {
+        let file = read_file(env, is_root)?;
+        let root = match flags.root.clone().or_else(|| set(env, "BUILD_ENGINE_ROOT").map(PathBuf::from)).or(file.root) {
+            Some(root) => root,
+            None => default_root(env, is_root)?,
+        };
+        let root = std::path::absolute(&root).map_err(|error| {
+            Failure::io(format!("cannot use `{}` as the store's directory", root.display()), &error)
+        })?;
+        let progress = match set(env, "BUILDKIT_PROGRESS") {
+            Some(value) => Some(parse_progress(&value.to_string_lossy(), "BUILDKIT_PROGRESS")?),
+            None => file.progress.map(|value| parse_progress(&value, "setting `progress`")).transpose()?,
+        };
+        let terminal =
+            rustix::termios::isatty(rustix::stdio::stderr()) && set(env, "TERM").is_none_or(|term| term != "dumb");
+        let colour = terminal && set(env, "NO_COLOR").is_none();
+        Ok(Self { root, progress, colour, terminal, debug: flags.debug })
+    }
+
+    /// How text on standard error is shown.
+    pub(crate) fn style(&self) -> Style {
+        style(self.colour)
+    }
+
+    /// The display to use: the flag's choice, else the settings'.
+    ///
+    /// # Errors
+    /// `tty` was asked for by name and standard error is no terminal.
+    pub(crate) fn progress_mode(&self, flag: Option<ProgressChoice>) -> Result<ProgressMode, Failure> {
+        match flag.or(self.progress).unwrap_or(ProgressChoice::Auto) {
+            // Messages of developers would tear the live view apart.
+            ProgressChoice::Auto if self.terminal && !self.debug => Ok(ProgressMode::Tty),
+            ProgressChoice::Auto => Ok(ProgressMode::Plain),
+            ProgressChoice::Only(ProgressMode::Tty) if !self.terminal => {
+                Err(Failure::input("no-terminal", "`--progress=tty` needs a terminal on standard error")
+                    .hint("use `--progress=auto` or `--progress=plain`"))
+            }
+            ProgressChoice::Only(mode) => Ok(mode),
+        }
+    }
+}
+
+/// The style for messages before the settings are known.
+pub(crate) fn early_style(env: Environment<'_>) -> Style {
+    style(
+        rustix::termios::isatty(rustix::stdio::stderr())
+            && set(env, "TERM").is_none_or(|term| term != "dumb")
+            && set(env, "NO_COLOR").is_none(),
+    )
+}
+
+fn style(colour: bool) -> Style {
+    let width = rustix::termios::tcgetwinsize(rustix::stdio::stderr()).ok().map_or(0, |size| usize::from(size.ws_col));
+    // Where nobody looks through a window of some width, lines stay whole.
+    Style { colour, width: if width == 0 { 1000 } else { width } }
+}
+
+/// A variable that is set and not empty.
+pub(crate) fn set(env: Environment<'_>, name: &str) -> Option<OsString> {
+    env(name).filter(|value| !value.is_empty())
+}
+
+fn parse_progress(value: &str, name: &str) -> Result<ProgressChoice, Failure> {
+    value.parse().map_err(|reason| {
+        Failure::input("invalid-setting", format!("{name}: `{value}` is not a progress display: {reason}"))
+    })
+}
+
+fn default_root(env: Environment<'_>, is_root: bool) -> Result<PathBuf, Failure> {
+    if is_root {
+        return Ok("/var/lib/build-engine".into());
+    }
+    directory(env, "XDG_DATA_HOME", ".local/share").map(|base| base.join("build-engine")).ok_or_else(|| {
+        Failure::input("no-store", "there is no directory for the store: neither XDG_DATA_HOME nor HOME is set")
+            .hint("name one with `--root DIR` or BUILD_ENGINE_ROOT")
+    })
+}
+
+/// A directory of the XDG base directory specification; relative paths are to be ignored, says that specification.
+fn directory(env: Environment<'_>, variable: &str, below_home: &str) -> Option<PathBuf> {
+    let absolute = |name| set(env, name).map(PathBuf::from).filter(|path| path.is_absolute());
+    absolute(variable).or_else(|| absolute("HOME").map(|home| home.join(below_home)))
+}
+
+fn read_file(env: Environment<'_>, is_root: bool) -> Result<File, Failure> {
+    let path = match directory(env, "XDG_CONFIG_HOME", ".config") {
+        Some(base) if !is_root || set(env, "XDG_CONFIG_HOME").is_some() => base.join("build-engine/config.json"),
+        _ => PathBuf::from("/etc/build-engine/config.json"),
+    };
+    match std::fs::read(&path) {
+        Ok(bytes) => parse_file(&path, &bytes),
+        Err(error) if matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => {
+            Ok(File::default())
+        }
+        Err(error) => Err(Failure::io(format!("cannot read the settings file `{}`", path.display()), &error)),
+    }
+}
+
+fn parse_file(path: &Path, bytes: &[u8]) -> Result<File, Failure> {
+    serde_json::from_slice(bytes).map_err(|error| {
+        let report =
+            Report::new("invalid-setting", format!("the settings file `{}` cannot be understood", path.display()));
+        Failure::new(ExitKind::Input, report.caused_by(&error))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn gather(flags: &GlobalFlags, variables: &[(&str, &str)], is_root: bool) -> Result<Settings, String> {
+        let env = |name: &str| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| OsString::from(value));
+        Settings::gather(flags, &env, is_root).map_err(|failure| failure.error.to_string())
+    }
+
+    #[test]
+    fn the_root_comes_from_flag_then_environment_then_file_then_default() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let config = dir.path().to_str().expect("UTF-8");
+        std::fs::create_dir(dir.path().join("build-engine")).expect("a directory");
+        std::fs::write(dir.path().join("build-engine/config.json"), r#"{"root": "/from/file", "progress": "plain"}"#)
+            .expect("a file");
+        let flag = GlobalFlags { root: Some("/from/flag".into()), debug: false };
+        let none = GlobalFlags::default();
+        let file = ("XDG_CONFIG_HOME", config);
+        let (variable, home) = (("BUILD_ENGINE_ROOT", "/from/env"), ("HOME", "/home/u"));
+        for (flags, variables, is_root, expected) in [
+            (&flag, vec![file, variable, home], false, "/from/flag"),
+            (&none, vec![file, variable, home], false, "/from/env"),
+            (&none, vec![file, home], false, "/from/file"),
+            (&none, vec![home], false, "/home/u/.local/share/build-engine"),
+            (&none, vec![home, ("XDG_DATA_HOME", "/data")], false, "/data/build-engine"),
+            (&none, vec![home, ("XDG_DATA_HOME", "relative")], false, "/home/u/.local/share/build-engine"),
+            (&none, vec![("XDG_CONFIG_HOME", "/nonexistent")], true, "/var/lib/build-engine"),
+        ] {
+            assert_eq!(gather(flags, &variables, is_root).map(|settings| settings.root), Ok(expected.into()));
+        }
+        let settings = gather(&none, &[file, home], false).expect("settings");
+        assert_eq!(settings.progress, Some(ProgressChoice::Only(ProgressMode::Plain)));
+    }
+
+    #[test]
+    fn what_cannot_be_understood_is_refused_by_name() {
+        let none = GlobalFlags::default();
+        let error =
+            gather(&none, &[("HOME", "/nonexistent"), ("BUILDKIT_PROGRESS", "fancy")], false).expect_err("refused");
+        assert!(error.contains("BUILDKIT_PROGRESS") && error.contains("`fancy`"), "{error}");
+        let error = gather(&none, &[], false).expect_err("refused");
+        assert!(error.contains("HOME"), "{error}");
+        assert!(parse_file(Path::new("x"), br#"{"rot": "/"}"#).is_err());
+    }
+
+    #[test]
+    fn a_display_is_chosen_by_flag_then_settings_then_terminal() {
+        let settings =
+            |terminal, debug, progress| Settings { root: "/".into(), progress, colour: false, terminal, debug };
+        let plain = ProgressChoice::Only(ProgressMode::Plain);
+        let tty = ProgressChoice::Only(ProgressMode::Tty);
+        let mode = |settings: Settings, flag| settings.progress_mode(flag).ok();
+        assert_eq!(mode(settings(true, false, None), None), Some(ProgressMode::Tty));
+        assert_eq!(mode(settings(true, true, None), None), Some(ProgressMode::Plain));
+        assert_eq!(mode(settings(false, false, None), None), Some(ProgressMode::Plain));
+        assert_eq!(mode(settings(true, false, Some(plain)), None), Some(ProgressMode::Plain));
+        assert_eq!(mode(settings(true, false, Some(plain)), Some(tty)), Some(ProgressMode::Tty));
+        assert_eq!(mode(settings(false, false, None), Some(tty)), None);
+    }
+}

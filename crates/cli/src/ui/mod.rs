@@ -1,0 +1,238 @@
+//! Progress: the events of a build, shown to people or programs on standard error.
+//!
+//! The displays ([`tty`], [`plain`], [`json`]) fold the one stream of events through [`model`]; they differ in what they
+//! print and in nothing else. A thread of its own draws, so that a slow terminal never holds up the build; [`quiet`] needs
+//! none.
+//!
+//! Invariant: a display prints to standard error alone, and what steps wrote reaches the terminal without control codes.
+
+pub(crate) mod json;
+pub(crate) mod model;
+pub(crate) mod plain;
+pub(crate) mod quiet;
+pub(crate) mod text;
+pub(crate) mod tty;
+
+use std::io::Write;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, SystemTime};
+
+use build_engine_graph::{Event, EventSink, Timestamp, Warning};
+
+use self::model::{Model, State};
+use crate::settings::ProgressMode;
+
+/// How often a display is drawn again.
+const TICK: Duration = Duration::from_millis(100);
+
+/// Shows the events of one build.
+trait Display: Send {
+    /// Takes events that have happened.
+    fn update(&mut self, events: &[Event], now: Timestamp);
+    /// Time has passed.
+    fn tick(&mut self, now: Timestamp);
+    /// The build is over; `success` says how.
+    fn finish(&mut self, success: bool, now: Timestamp);
+    /// What is known about the build.
+    fn model(&self) -> &Model;
+    /// Lines of a failed step's log that are worth printing (again) with the error.
+    fn tail_lines(&self) -> usize;
+}
+
+/// What a display needs to know.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Options {
+    /// Whether colours may be used.
+    pub(crate) colour: bool,
+    /// Whether warnings are explained.
+    pub(crate) verbose: bool,
+}
+
+/// A display at work.
+pub(crate) struct Progress {
+    worker: Option<(Sender<Message>, JoinHandle<Summary>)>,
+}
+
+/// What remains to be said when a build is over.
+#[derive(Debug, Default)]
+pub(crate) struct Summary {
+    /// The last lines of the log of the step that failed.
+    pub(crate) failed_log: Vec<String>,
+}
+
+enum Message {
+    Event(Event),
+    Finish { success: bool },
+}
+
+impl Progress {
+    /// Starts a display.
+    pub(crate) fn start(mode: ProgressMode, options: Options) -> Self {
+        let display: Box<dyn Display> = match mode {
+            ProgressMode::Quiet => return Self { worker: None },
+            ProgressMode::Tty => Box::new(tty::Tty::new(options)),
+            ProgressMode::Plain => Box::new(plain::Plain::new(std::io::stderr(), options)),
+            ProgressMode::RawJson => Box::new(json::Json::new(std::io::stderr())),
+        };
+        let (sender, receiver) = channel();
+        let thread = std::thread::Builder::new().name("progress".into()).spawn(move || show(display, &receiver));
+        Self { worker: thread.ok().map(|thread| (sender, thread)) }
+    }
+
+    /// Where the engine sends its events to.
+    pub(crate) fn sink(&self) -> Arc<dyn EventSink> {
+        match &self.worker {
+            None => Arc::new(quiet::Quiet),
+            Some((sender, _)) => {
+                let sender = sender.clone();
+                Arc::new(move |event| {
+                    // A display that is gone shows nothing; the build goes on.
+                    let _ = sender.send(Message::Event(event));
+                })
+            }
+        }
+    }
+
+    /// Draws what is left and gives the terminal back.
+    pub(crate) fn finish(self, success: bool) -> Summary {
+        let Some((sender, thread)) = self.worker else { return Summary::default() };
+        let _ = sender.send(Message::Finish { success });
+        let summary = thread.join().unwrap_or_default();
+        tty::restore();
+        summary
+    }
+}
+
+fn show(mut display: Box<dyn Display>, receiver: &Receiver<Message>) -> Summary {
+    let mut batch = Vec::new();
+    let success = 'over: loop {
+        match receiver.recv_timeout(TICK) {
+            Ok(Message::Event(event)) => batch.push(event),
+            Ok(Message::Finish { success }) => break success,
+            Err(RecvTimeoutError::Timeout) => {
+                display.tick(now());
+                continue;
+            }
+            Err(RecvTimeoutError::Disconnected) => break false,
+        }
+        while batch.len() < 4096 {
+            match receiver.try_recv() {
+                Ok(Message::Event(event)) => batch.push(event),
+                Ok(Message::Finish { success }) => {
+                    display.update(&batch, now());
+                    break 'over success;
+                }
+                Err(_) => break,
+            }
+        }
+        display.update(&batch, now());
+        batch.clear();
+    };
+    display.finish(success, now());
+    Summary { failed_log: failed_log(display.model(), display.tail_lines()) }
+}
+
+/// The last lines that the first failed vertex wrote.
+fn failed_log(model: &Model, count: usize) -> Vec<String> {
+    model
+        .vertexes
+        .iter()
+        .filter(|vertex| vertex.state() == State::Failed)
+        .min_by_key(|vertex| vertex.completed())
+        .map(|vertex| vertex.last_lines(count).into_iter().map(str::to_owned).collect())
+        .unwrap_or_default()
+}
+
+/// The warnings of a build, for the end of a display; empty where there are none.
+fn warnings(model: &Model, verbose: bool) -> String {
+    let (notes, rules): (Vec<&Warning>, Vec<&Warning>) =
+        model.warnings.iter().partition(|warning| warning.rule.is_empty());
+    let mut out = String::new();
+    for note in notes {
+        out.push_str(&format!("note: {}\n", text::clean(&note.message)));
+        explain(&mut out, note, verbose);
+    }
+    if !rules.is_empty() {
+        let more = if verbose { "" } else { " (--verbose explains them)" };
+        let plural = if rules.len() == 1 { "" } else { "s" };
+        out.push_str(&format!("\n {} warning{plural} found{more}:\n", rules.len()));
+        for warning in rules {
+            let place = warning.place.as_ref().map(|(file, line)| format!(" ({file}:{line})")).unwrap_or_default();
+            out.push_str(&format!(" - {}: {}{place}\n", text::clean(&warning.rule), text::clean(&warning.message)));
+            explain(&mut out, warning, verbose);
+        }
+    }
+    out
+}
+
+fn explain(out: &mut String, warning: &Warning, verbose: bool) {
+    if verbose {
+        for line in warning.detail.lines().chain([warning.url.as_str()]).filter(|line| !line.is_empty()) {
+            out.push_str(&format!("   {}\n", text::clean(line)));
+        }
+    }
+}
+
+/// Writes to standard error. Nobody is left to be told when that fails.
+pub(crate) fn to_stderr(text: &str) {
+    let mut stderr = std::io::stderr().lock();
+    let _ = stderr.write_all(text.as_bytes());
+    let _ = stderr.flush();
+}
+
+/// The time, as events have it.
+pub(crate) fn now() -> Timestamp {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    Timestamp(u64::try_from(since.as_nanos()).unwrap_or(u64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use expect_test::expect;
+
+    use super::model::script::events;
+    use super::*;
+
+    #[test]
+    fn warnings_are_summed_up_and_explained_on_request() {
+        let mut model = Model::default();
+        for event in events("0 warn a StageNameCasing stage `A` is not in lower case") {
+            model.apply(&event);
+        }
+        let Some(warning) = model.warnings.first().cloned() else { panic!("a warning was given") };
+        model.apply(&Event::Warning(Warning {
+            rule: String::new(),
+            message: "no private network here".into(),
+            url: String::new(),
+            ..warning
+        }));
+        expect![[r#"
+            note: no private network here
+
+             1 warning found (--verbose explains them):
+             - StageNameCasing: stage `A` is not in lower case (Dockerfile:3)
+        "#]]
+        .assert_eq(&warnings(&model, false));
+        expect![[r#"
+            note: no private network here
+               more about it
+
+             1 warning found:
+             - StageNameCasing: stage `A` is not in lower case (Dockerfile:3)
+               more about it
+               https://docs.docker.com/go/dockerfile/rule/x/
+        "#]]
+        .assert_eq(&warnings(&model, true));
+    }
+
+    #[test]
+    fn the_log_of_the_vertex_that_failed_first_is_given() {
+        let mut model = Model::default();
+        for event in events("0 start a\n0 start b\n1 log a one\\ntwo\n2 log b other\n3 fail b x\n2 fail a x") {
+            model.apply(&event);
+        }
+        assert_eq!(failed_log(&model, 10), ["one", "two"]);
+    }
+}

@@ -1,0 +1,532 @@
+//! One build, from request to outcome.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use build_engine_dockerfile::{Diagnostic, Level};
+use build_engine_frontend::{self as frontend, Answer, Answers, Lowered, Lowering, Question};
+use build_engine_graph::{Event, EventSink, MountKind, Op, Security, Vertex, Warning, walk};
+use build_engine_oci::{Digest, Platform, Reference};
+use build_engine_sandbox as sandbox;
+use build_engine_solver::{Failure, JobOptions, Solver};
+use build_engine_store::{Ids, Store};
+use futures::future::{BoxFuture, try_join_all};
+use tokio::sync::Semaphore;
+
+use super::events::Work;
+use super::export::{self, Built};
+use super::ops::{BuildOps, MAX_RUNNING, Output, Parts, StepError};
+use super::records::{StoreClaims, StoreRecords};
+use super::sources::Images;
+use crate::{
+    BuildError, BuildRequest, ContextSource, ExitKind, ImageSummary, NoCache, Outcome, Place, Report, StoreOptions, Unsupported,
+};
+
+/// Largest ignore file that is read.
+const MAX_IGNORE_FILE_BYTES: u64 = 16 << 20;
+
+/// The engine inside a worker: one store, one solver, any number of builds.
+pub(super) struct Engine {
+    pub(super) parts: Arc<Parts>,
+    solver: Solver<BuildOps>,
+    notes: Vec<String>,
+    mode: String,
+}
+
+/// What of `request` the embedded engine cannot do.
+pub(super) fn unsupported(request: &BuildRequest) -> Vec<Unsupported> {
+    let mut found = Vec::new();
+    let mut refuse = |flag: &str, reason: &str| found.push(Unsupported { flag: flag.into(), reason: reason.into() });
+    for attestation in &request.attestations {
+        refuse("--attest", &format!("attestations of type `{}` are not made yet", attestation.kind));
+    }
+    for (name, source) in &request.named_contexts {
+        if let ContextSource::Other { url } = source {
+            refuse("--build-context", &format!("`{name}={url}`: only directories, docker-image:// and oci-layout:// are supported yet"));
+        }
+    }
+    let resources = &request.resources;
+    for (key, given) in [
+        ("memory-swap", resources.memory_swap_bytes != 0),
+        ("cpu-shares", resources.cpu_shares != 0),
+        ("cpuset-cpus", !resources.cpuset_cpus.is_empty()),
+        ("cpuset-mems", !resources.cpuset_mems.is_empty()),
+    ] {
+        if given {
+            refuse("--resource", &format!("`{key}` is not supported yet; `memory` and `cpu-quota` with `cpu-period` are"));
+        }
+    }
+    found
+}
+
+impl Engine {
+    /// Opens the store and prepares what all builds share.
+    pub(super) fn open(options: &StoreOptions, entered: sandbox::worker::Entered) -> Result<Self, BuildError> {
+        let ids = match entered.mode {
+            sandbox::worker::Mode::Root | sandbox::worker::Mode::User => Ids::Full,
+            sandbox::worker::Mode::OneUid => Ids::One,
+        };
+        let store = Store::open(&options.root, &build_engine_store::StoreOptions { ids }).map_err(|error| {
+            let error = StepError::store(&format!("cannot open the store `{}`", options.root.display()), &error);
+            BuildError::new(error.kind, error.report)
+        })?;
+        let (notes, mode) = (entered.notes.clone(), format!("{:?}", entered.mode).to_lowercase());
+        let launcher = sandbox::Launcher::new(&entered).map_err(|error| step_error(super::ops::step_failure(&error)))?;
+        let parts = Arc::new(Parts {
+            store: store.clone(),
+            launcher,
+            running: Arc::new(Semaphore::new(MAX_RUNNING)),
+            noted: std::sync::Mutex::default(),
+        });
+        let solver = Solver::new(Arc::new(StoreRecords::new(store.clone())), Arc::new(StoreClaims::new(store)));
+        Ok(Self { parts, solver, notes, mode })
+    }
+
+    /// Builds.
+    pub(super) async fn build(&self, request: BuildRequest, sink: Arc<dyn EventSink>) -> Result<Outcome, BuildError> {
+        if let Some(refused) = unsupported(&request).into_iter().next() {
+            let message = format!("{}: {}", refused.flag, refused.reason);
+            return Err(BuildError::new(ExitKind::Input, Report::new("unsupported", message)));
+        }
+        for note in &self.notes {
+            sink.emit(Event::Warning(note_warning(note)));
+        }
+        let images = Arc::new(Images::new(self.parts.store.clone()));
+        let lowered = self.lower(&request, &images, &sink).await?;
+        for warning in &lowered.warnings {
+            sink.emit(Event::Warning(diagnostic_warning(warning, &request)));
+        }
+        refuse_unsupported_vertices(&lowered)?;
+        let lease = self.parts.store.lease().map_err(|error| step_error(StepError::store("cannot take a lease", &error)))?;
+        let lease = Arc::new(lease);
+        let ops = Arc::new(BuildOps {
+            parts: Arc::clone(&self.parts),
+            images: Arc::clone(&images),
+            contexts: contexts(&request),
+            limits: limits(&request),
+            shm_size_bytes: request.shm_size_bytes,
+            lease: Arc::clone(&lease),
+        });
+        let options = JobOptions { no_cache: request.no_cache == NoCache::All };
+        let job = self.solver.job(ops, Arc::clone(&sink), options);
+        let roots: Vec<_> = lowered.results.iter().filter_map(|result| result.root.clone()).collect();
+        let refs = job.solve(&roots);
+        let outputs = try_join_all(refs.iter().map(build_engine_solver::LazyRef::evaluate))
+            .await
+            .map_err(|failure| failed(&failure, &lowered))?;
+        let mut outputs = outputs.into_iter();
+        let mut built = Vec::with_capacity(lowered.results.len());
+        for result in lowered.results {
+            let snapshot = match result.root {
+                None => build_engine_store::Snapshot::scratch(),
+                Some(_) => match outputs.next() {
+                    Some(Output::Snapshot(snapshot)) => snapshot,
+                    // `FROM` a named local context gives files that no layer holds yet.
+                    Some(Output::Context(_)) | None => {
+                        let report = Report::new("unsupported", "a stage that is a local context itself cannot be the result");
+                        return Err(BuildError::new(ExitKind::Input, report));
+                    }
+                },
+            };
+            let base = result.base.map(|base| base.image);
+            built.push(Built { platform: result.platform, snapshot, image: result.image, base, epoch: result.epoch });
+        }
+        export::export(&self.parts, &request, built, images, lease, &sink).await
+    }
+
+    /// Calls the frontend until it has no more questions.
+    async fn lower(
+        &self,
+        request: &BuildRequest,
+        images: &Arc<Images>,
+        sink: &Arc<dyn EventSink>,
+    ) -> Result<Lowered, BuildError> {
+        let definition = Work::start(sink, &format!("[internal] load build definition from {}", request.dockerfile_name));
+        let input = frontend_request(request);
+        let mut answers = Answers::new();
+        let mut definition = Some(definition);
+        loop {
+            let lowering = frontend::lower(&input, &answers);
+            if let Some(work) = definition.take() {
+                work.done(Ok::<(), &String>(()));
+            }
+            match lowering {
+                Err(diagnostics) => return Err(diagnostics_error(&diagnostics, request)),
+                Ok(Lowering::Done(lowered)) => return Ok(lowered),
+                Ok(Lowering::Needs(questions)) => {
+                    let answered = try_join_all(questions.into_iter().map(|question| answer(question, request, images, sink)));
+                    answers.extend(answered.await?);
+                }
+            }
+        }
+    }
+
+    /// Names in the image store.
+    pub(super) async fn images(&self) -> Result<Vec<ImageSummary>, BuildError> {
+        let store = self.parts.store.clone();
+        blocking(move || {
+            let names = store.names().map_err(|error| StepError::store("cannot list images", &error))?;
+            Ok(names
+                .into_iter()
+                .map(|name| ImageSummary { name: name.reference, descriptor: name.descriptor, platforms: name.platforms })
+                .collect())
+        })
+        .await
+    }
+
+    /// Removes a name.
+    pub(super) async fn remove_image(&self, name: String) -> Result<bool, BuildError> {
+        let store = self.parts.store.clone();
+        blocking(move || {
+            let reference: Reference = name.parse().map_err(|error: build_engine_oci::InvalidReference| {
+                StepError::new(ExitKind::Input, Report::new("invalid-reference", error.to_string()))
+            })?;
+            store.remove_name(&reference.or_latest()).map_err(|error| StepError::store("cannot remove a name", &error))
+        })
+        .await
+    }
+
+    /// Checks the store.
+    pub(super) async fn verify(&self) -> Result<Vec<String>, BuildError> {
+        let store = self.parts.store.clone();
+        blocking(move || {
+            let problems = store.verify().map_err(|error| StepError::store("cannot check the store", &error))?;
+            Ok(problems
+                .into_iter()
+                .map(|problem| if problem.repaired { format!("{} (dropped)", problem.message) } else { problem.message })
+                .collect())
+        })
+        .await
+    }
+
+    /// Frees space.
+    pub(super) async fn prune(&self, all: bool) -> Result<u64, BuildError> {
+        let store = self.parts.store.clone();
+        blocking(move || {
+            store.prune(all).map(|pruned| pruned.size_bytes).map_err(|error| StepError::store("cannot prune", &error))
+        })
+        .await
+    }
+
+    /// What this host offers.
+    pub(super) fn host_info(&self) -> serde_json::Value {
+        let mut info = serde_json::to_value(sandbox::host::probe()).unwrap_or_default();
+        info["mode"] = self.mode.clone().into();
+        info["notes"] = self.notes.clone().into();
+        info["store"] = self.parts.store.root().display().to_string().into();
+        info
+    }
+
+    /// Waits until no step of a cancelled build is left.
+    pub(super) async fn idle(&self) {
+        let all = u32::try_from(MAX_RUNNING).unwrap_or(u32::MAX);
+        // Permits come back when the work that holds them is gone.
+        drop(self.parts.running.acquire_many(all).await);
+    }
+}
+
+/// Runs blocking work for a call.
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, StepError> + Send + 'static,
+) -> Result<T, BuildError> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|error| BuildError::internal(format!("a blocking task ended: {error}")))?
+        .map_err(step_error)
+}
+
+pub(super) fn step_error(error: StepError) -> BuildError {
+    BuildError::new(error.kind, error.report)
+}
+
+fn frontend_request(request: &BuildRequest) -> frontend::Request<'_> {
+    let mut input = frontend::Request::new(&request.dockerfile, Platform::host());
+    input.file_name.clone_from(&request.dockerfile_name);
+    input.target.clone_from(&request.target);
+    input.platforms.clone_from(&request.platforms);
+    input.build_args.clone_from(&request.build_args);
+    input.labels.clone_from(&request.labels);
+    input.named_contexts =
+        request.named_contexts.iter().map(|(name, source)| (name.clone(), context_text(source))).collect();
+    input.no_cache = match &request.no_cache {
+        NoCache::Off => frontend::NoCache::Off,
+        NoCache::All => frontend::NoCache::All,
+        NoCache::Stages(stages) => frontend::NoCache::Stages(stages.clone()),
+    };
+    input.network = request.network.into();
+    input.extra_hosts.clone_from(&request.extra_hosts);
+    input.ulimits = request.ulimits.iter().cloned().map(Into::into).collect();
+    input.shm_size_bytes = request.shm_size_bytes;
+    input.cgroup_parent.clone_from(&request.cgroup_parent);
+    input.source_date_epoch = request.source_date_epoch;
+    input.multi_platform = request.platforms.len() > 1;
+    input
+}
+
+fn context_text(source: &ContextSource) -> String {
+    match source {
+        ContextSource::Local { path } => path.display().to_string(),
+        ContextSource::OciLayout { path, tag, digest } => {
+            let mut text = format!("oci-layout://{}", path.display());
+            if let Some(tag) = tag {
+                text = format!("{text}:{tag}");
+            }
+            if let Some(digest) = digest {
+                text = format!("{text}@{digest}");
+            }
+            text
+        }
+        ContextSource::Image { reference } => format!("docker-image://{reference}"),
+        ContextSource::Other { url } => url.clone(),
+    }
+}
+
+/// The directories of local sources: the main context, the Dockerfile's own, and named ones.
+fn contexts(request: &BuildRequest) -> BTreeMap<String, PathBuf> {
+    let mut contexts = BTreeMap::new();
+    for (name, source) in &request.named_contexts {
+        if let ContextSource::Local { path } = source {
+            contexts.insert(local_name(name), path.clone());
+            contexts.insert(name.clone(), path.clone());
+        }
+    }
+    if let Some(context) = &request.context {
+        contexts.insert("context".into(), context.clone());
+    }
+    if let Some(folder) = request.dockerfile_path.as_deref().and_then(Path::parent) {
+        contexts.insert("dockerfile".into(), folder.to_owned());
+    }
+    contexts
+}
+
+/// What the frontend calls the local source of a named context: the name as an image's is shortened.
+fn local_name(name: &str) -> String {
+    let bare = name.split_once("::").map_or(name, |(bare, _)| bare);
+    match bare.parse::<Reference>() {
+        Ok(reference) => {
+            let familiar = reference.familiar();
+            familiar.strip_suffix(":latest").map_or(familiar.clone(), str::to_owned)
+        }
+        Err(_) => bare.to_owned(),
+    }
+}
+
+fn limits(request: &BuildRequest) -> sandbox::Limits {
+    let resources = &request.resources;
+    let positive = |value: i64| u64::try_from(value).ok().filter(|value| *value > 0);
+    // 100 ms is the period that the kernel and Docker take where none is given.
+    let period = if resources.cpu_period == 0 { 100_000 } else { resources.cpu_period };
+    sandbox::Limits {
+        memory_bytes: positive(resources.memory_bytes),
+        cpu_millis: positive(resources.cpu_quota).map(|quota| (quota * 1000 / period).max(1)),
+        ..sandbox::Limits::default()
+    }
+}
+
+fn answer<'a>(
+    question: Question,
+    request: &'a BuildRequest,
+    images: &'a Arc<Images>,
+    sink: &'a Arc<dyn EventSink>,
+) -> BoxFuture<'a, Result<(Question, Answer), BuildError>> {
+    Box::pin(async move {
+        let answer = match &question {
+            Question::ImageConfig { source, platform } => {
+                let name = source.identifier.split_once("://").map_or(source.identifier.as_str(), |(_, name)| name);
+                let work = Work::start(sink, &format!("[internal] load metadata for {name}"));
+                let (images, identifier, platform) = (Arc::clone(images), source.identifier.clone(), platform.clone());
+                let result = tokio::task::spawn_blocking(move || images.resolve(&identifier, &platform))
+                    .await
+                    .map_err(|error| BuildError::internal(format!("a blocking task ended: {error}")))?;
+                work.done(result.as_ref().map(|_| ()));
+                match result {
+                    Ok(answer) => answer,
+                    Err(error) => return Err(image_error(error, &source.identifier, request)),
+                }
+            }
+            Question::File { context, path } => {
+                let root = contexts(request).get(context).cloned();
+                match root.map(|root| read_small(&root.join(path))) {
+                    None => Answer::File(None),
+                    Some(Ok(bytes)) => Answer::File(bytes),
+                    Some(Err(error)) => Answer::Failed(error.to_string()),
+                }
+            }
+        };
+        Ok((question, answer))
+    })
+}
+
+/// Adds the place in the Dockerfile that named the image, where it can be found.
+fn image_error(error: StepError, identifier: &str, request: &BuildRequest) -> BuildError {
+    let mut report = error.report;
+    let wanted = identifier.strip_prefix("docker-image://").and_then(|name| name.parse::<Reference>().ok());
+    let (parsed, _) = build_engine_dockerfile::parse(&request.dockerfile);
+    let stage = parsed.stages.iter().find(|stage| {
+        stage.base.value.parse::<Reference>().is_ok_and(|base| Some(base.or_latest()) == wanted.clone().map(Reference::or_latest))
+    });
+    report.place = stage.map(|stage| Place {
+        file: request.dockerfile_name.clone(),
+        text: request.dockerfile.clone(),
+        start: stage.base.span.start,
+        end: stage.base.span.end,
+    });
+    BuildError::new(error.kind, report)
+}
+
+fn read_small(path: &Path) -> std::io::Result<Option<Vec<u8>>> {
+    use std::io::Read;
+    let file = match std::fs::File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let mut bytes = Vec::new();
+    file.take(MAX_IGNORE_FILE_BYTES + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MAX_IGNORE_FILE_BYTES {
+        return Err(std::io::Error::other(format!("it has more than {MAX_IGNORE_FILE_BYTES} bytes")));
+    }
+    Ok(Some(bytes))
+}
+
+fn diagnostics_error(diagnostics: &[Diagnostic], request: &BuildRequest) -> BuildError {
+    let errors = diagnostics.iter().filter(|diagnostic| diagnostic.level == Level::Error);
+    let mut reports: Vec<Report> = errors
+        .map(|diagnostic| Report::from_diagnostic(diagnostic, &request.dockerfile_name, &request.dockerfile))
+        .collect();
+    if reports.is_empty() {
+        reports.push(Report::new("internal", "the Dockerfile was refused without a reason"));
+    }
+    let limit = reports.iter().all(|report| report.rule == "limit");
+    BuildError { kind: if limit { ExitKind::Limit } else { ExitKind::Input }, reports }
+}
+
+fn note_warning(note: &str) -> Warning {
+    Warning {
+        vertex: None,
+        rule: String::new(),
+        message: note.to_owned(),
+        detail: String::new(),
+        url: String::new(),
+        place: None,
+    }
+}
+
+fn diagnostic_warning(diagnostic: &Diagnostic, request: &BuildRequest) -> Warning {
+    let line = build_engine_dockerfile::LineIndex::new(&request.dockerfile).line(diagnostic.span.start);
+    Warning {
+        rule: diagnostic.rule.to_string(),
+        place: Some((request.dockerfile_name.clone(), line)),
+        ..note_warning(&diagnostic.message)
+    }
+}
+
+/// Refuses, by name and place, what the graph asks for and the engine does not execute yet.
+fn refuse_unsupported_vertices(lowered: &Lowered) -> Result<(), BuildError> {
+    let mut reports = Vec::new();
+    let mut seen = BTreeSet::new();
+    let roots = lowered.results.iter().filter_map(|result| result.root.as_ref());
+    walk(roots, |vertex| {
+        for message in refusals(vertex) {
+            let place = vertex.metadata().spans.first().map(Place::from);
+            if seen.insert((message.clone(), place.as_ref().map(|place| place.start))) {
+                reports.push(Report::new("unsupported", message).at(place));
+            }
+        }
+    });
+    if reports.is_empty() { Ok(()) } else { Err(BuildError { kind: ExitKind::Input, reports }) }
+}
+
+fn refusals(vertex: &Vertex) -> Vec<String> {
+    let mut found = Vec::new();
+    match vertex.op() {
+        Op::Source(source) => {
+            let scheme = source.identifier.split_once("://").map_or("", |(scheme, _)| scheme);
+            match scheme {
+                "local" | "docker-image" | "oci-layout" => {}
+                "http" | "https" => found.push(format!("fetching `{}` is not supported yet", source.identifier)),
+                "git" => found.push("git repositories as sources are not supported yet".into()),
+                other => found.push(format!("sources of kind `{other}` are not supported")),
+            }
+        }
+        Op::Exec(exec) => {
+            for mount in exec.mounts.iter().filter(|mount| mount.dest != "/") {
+                match &mount.kind {
+                    MountKind::Tmpfs { .. } => {}
+                    MountKind::Bind => found.push("`RUN --mount=type=bind` is not supported yet".into()),
+                    MountKind::Cache { .. } => found.push("`RUN --mount=type=cache` is not supported yet".into()),
+                    MountKind::Secret(_) => found.push("`RUN --mount=type=secret` is not supported yet".into()),
+                    MountKind::Ssh(_) => found.push("`RUN --mount=type=ssh` is not supported yet".into()),
+                }
+            }
+            if !exec.secret_env.is_empty() {
+                found.push("`RUN --mount=type=secret,env=…` is not supported yet".into());
+            }
+            if !exec.devices.is_empty() {
+                found.push("`RUN --device` is not supported yet".into());
+            }
+            match exec.security {
+                Security::Sandbox => {}
+                Security::Insecure => found.push("`RUN --security=insecure` is not supported yet".into()),
+            }
+            if let Some(platform) = vertex.platform()
+                && !can_run(platform)
+            {
+                found.push(format!("running programs for {platform} needs an emulator, which this version does not set up"));
+            }
+        }
+        Op::Build(_) => found.push("a build inside the build is not supported".into()),
+        Op::File(_) | Op::Merge(_) | Op::Diff(_) => {}
+    }
+    found
+}
+
+/// Whether this host runs programs for `platform`: by itself, or through an emulator that is registered.
+fn can_run(platform: &Platform) -> bool {
+    let host = Platform::host();
+    if platform.os != host.os {
+        return false;
+    }
+    let native = platform.architecture == host.architecture || (platform.architecture == "386" && host.architecture == "amd64");
+    let emulator = match platform.architecture.as_str() {
+        "arm64" => "qemu-aarch64",
+        "amd64" => "qemu-x86_64",
+        "386" => "qemu-i386",
+        other => &format!("qemu-{other}"),
+    };
+    native || sandbox::host::probe().emulators.iter().any(|registered| registered == emulator)
+}
+
+/// A failed vertex, with its place in the Dockerfile.
+fn failed(failure: &Failure, lowered: &Lowered) -> BuildError {
+    if failure.is_canceled() {
+        return BuildError::cancelled();
+    }
+    let (kind, mut report) = match failure.error().downcast_ref::<StepError>() {
+        Some(error) => (error.kind, error.report.clone()),
+        None => (ExitKind::Internal, Report::new("internal", failure.chain())),
+    };
+    if report.place.is_none()
+        && let Some(wanted) = failure.vertex()
+    {
+        report.place = place_of(wanted, lowered);
+    }
+    BuildError::new(kind, report)
+}
+
+fn place_of(wanted: &Digest, lowered: &Lowered) -> Option<Place> {
+    let mut place = None;
+    walk(lowered.results.iter().filter_map(|result| result.root.as_ref()), |vertex| {
+        if vertex.digest() == wanted {
+            place = vertex.metadata().spans.first().map(Place::from);
+        }
+    });
+    place
+}
+
+impl From<StepError> for BuildError {
+    fn from(error: StepError) -> Self {
+        step_error(error)
+    }
+}

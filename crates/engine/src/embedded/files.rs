@@ -1,0 +1,352 @@
+//! File operations: what `COPY`, `ADD`, `WORKDIR` and their like do, and what their keys hash.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use build_engine_graph::{FileAction, FileActionKind, FileCopy, FileOp, Owner, UserRef, Vertex};
+use build_engine_oci::{Digest, Hasher};
+use build_engine_rootfs::{Time, Tree, users};
+use build_engine_solver::ContentSelector;
+use build_engine_store::content_hash::{ContentHash, HashError, Question};
+use build_engine_store::copy::{self, CopyError, CopySpec, View, Visibility};
+use build_engine_store::{ActiveLayer, CommitInfo, MountedTree, Snapshot, Store};
+
+use super::export::io_error;
+use super::ops::{Output, StepError, internal, snapshot_of};
+use super::sources::LocalContext;
+use crate::{ExitKind, Report};
+
+/// Hashes what a vertex selects of `output`.
+pub(super) fn content_digest(
+    store: &Store,
+    output: &Output,
+    selector: &ContentSelector,
+) -> Result<Digest, StepError> {
+    let readable = Readable::open(store, output)?;
+    readable.with_view(|view| {
+        let failed = |error: HashError| hash_error(error, output);
+        let mut hash = ContentHash::new(view, None).map_err(failed)?;
+        let mut digests = Vec::with_capacity(selector.paths.len().max(1));
+        for path in &selector.paths {
+            digests.push(
+                hash.digest(&Question {
+                    path: path.path.clone(),
+                    follow_links: path.follow_links,
+                    wildcard: path.wildcard,
+                    include_patterns: path.include.clone(),
+                    exclude_patterns: path.exclude.clone(),
+                    required_paths: path.required.clone(),
+                })
+                .map_err(failed)?,
+            );
+        }
+        if selector.paths.is_empty() {
+            digests.push(hash.digest(&Question { path: "/".into(), ..Question::default() }).map_err(failed)?);
+        }
+        match &digests[..] {
+            [digest] => Ok(digest.clone()),
+            digests => {
+                let mut hasher = Hasher::new();
+                digests.iter().for_each(|digest| hasher.update(format!("{digest}\n").as_bytes()));
+                Ok(hasher.finish())
+            }
+        }
+    })
+}
+
+/// An output that can be read from.
+enum Readable<'a> {
+    Mounted(MountedTree),
+    Context(Tree, &'a LocalContext),
+}
+
+impl<'a> Readable<'a> {
+    fn open(store: &Store, output: &'a Output) -> Result<Self, StepError> {
+        match output {
+            Output::Snapshot(snapshot) => {
+                let mounted = store.mount(snapshot, None).map_err(|error| StepError::store("cannot read a snapshot", &error))?;
+                Ok(Self::Mounted(mounted))
+            }
+            Output::Context(context) => {
+                let tree = Tree::open(&context.path).map_err(|error| {
+                    let message = format!("cannot read the build context `{}`", context.path.display());
+                    StepError::new(ExitKind::Input, Report::new("context", message).caused_by(&error))
+                })?;
+                Ok(Self::Context(tree, context))
+            }
+        }
+    }
+
+    fn with_view<T>(&self, use_it: impl FnOnce(View<'_>) -> T) -> T {
+        match self {
+            Self::Mounted(mounted) => use_it(View::new(mounted.tree())),
+            Self::Context(tree, context) if context.ignore.is_empty() => use_it(View::context(tree)),
+            Self::Context(tree, context) => {
+                let filter = |path: &Path, is_dir: bool| visibility(context, path, is_dir);
+                use_it(View::context(tree).with_filter(&filter))
+            }
+        }
+    }
+}
+
+fn visibility(context: &LocalContext, path: &Path, is_dir: bool) -> Visibility {
+    let path = path.to_string_lossy();
+    let verdict = context.ignore.verdict(&path);
+    if !verdict.ignored {
+        Visibility::Visible
+    } else if is_dir && !context.ignore.can_prune(&path, &verdict) {
+        Visibility::Through
+    } else {
+        Visibility::Hidden
+    }
+}
+
+/// Does all actions of a file operation and returns its outputs.
+///
+/// Actions that build on one another write into one layer, which is committed where an output is asked for.
+pub(super) fn run(store: &Store, vertex: &Vertex, file: &FileOp, inputs: &[Output]) -> Result<Vec<Output>, StepError> {
+    let count = inputs.len();
+    let mut open: Option<Open> = None;
+    let mut outputs: Vec<Option<Output>> = Vec::new();
+    for (index, action) in file.actions.iter().enumerate() {
+        match action.input {
+            // The result of the action before: goes on in the same layer.
+            Some(input) if input >= count => {
+                if open.as_ref().is_none_or(|open| open.result != input) {
+                    return Err(internal("a file action builds on a result that is committed already"));
+                }
+            }
+            input => {
+                let base = snapshot_of(inputs, input)?;
+                open = Some(Open::begin(store, base)?);
+            }
+        }
+        let current = open.as_mut().ok_or_else(|| internal("a file action has nothing to work on"))?;
+        current.result = count + index;
+        act(store, action, inputs, current.tree())?;
+        if let Some(output) = action.output {
+            let done = open.take().ok_or_else(|| internal("a file action has nothing to commit"))?;
+            let snapshot = done.commit(store, vertex)?;
+            if outputs.len() <= output {
+                outputs.resize(output + 1, None);
+            }
+            outputs[output] = Some(Output::Snapshot(snapshot));
+        }
+    }
+    outputs.into_iter().map(|output| output.ok_or_else(|| internal("a file operation leaves out an output"))).collect()
+}
+
+/// A layer that is being written.
+struct Open {
+    base: Snapshot,
+    active: ActiveLayer,
+    /// The base with the layer on top; without a base, the layer itself.
+    mounted: Mounted,
+    /// Which action's result it is, counted as inputs are.
+    result: usize,
+}
+
+enum Mounted {
+    Overlay(MountedTree),
+    Plain(Tree),
+}
+
+impl Open {
+    fn begin(store: &Store, base: Snapshot) -> Result<Self, StepError> {
+        let failed = |error: build_engine_store::Error| StepError::store("cannot prepare a layer", &error);
+        let active = store.active_layer(&base).map_err(failed)?;
+        let mounted = if base.layers().is_empty() {
+            Mounted::Plain(active.tree().map_err(failed)?)
+        } else {
+            Mounted::Overlay(store.mount(&base, Some(&active)).map_err(failed)?)
+        };
+        Ok(Self { base, active, mounted, result: usize::MAX })
+    }
+
+    fn tree(&self) -> &Tree {
+        match &self.mounted {
+            Mounted::Overlay(mounted) => mounted.tree(),
+            Mounted::Plain(tree) => tree,
+        }
+    }
+
+    fn commit(self, store: &Store, vertex: &Vertex) -> Result<Snapshot, StepError> {
+        let Self { base, active, mounted, .. } = self;
+        // Nothing may be mounted on a layer that is committed.
+        drop(mounted);
+        let info = CommitInfo { description: vertex.name() };
+        let layer = store.commit(active, &info).map_err(|error| StepError::store("cannot keep a layer", &error))?;
+        Ok(base.with(layer))
+    }
+}
+
+fn act(store: &Store, action: &FileAction, inputs: &[Output], tree: &Tree) -> Result<(), StepError> {
+    let owner = |owner: &Option<Owner>| owner.as_ref().map(|owner| ids(store, owner, inputs)).transpose();
+    let time = |timestamp: &Option<i64>| timestamp.map(time_of);
+    let result = match &action.kind {
+        FileActionKind::Copy(spec) => {
+            let source = action.secondary_input.ok_or_else(|| internal("a copy has no source"))?;
+            let source = inputs.get(source).ok_or_else(|| internal("a copy from another action's result"))?;
+            let readable = Readable::open(store, source)?;
+            let spec = copy_spec(spec, owner(&spec.owner)?)?;
+            return readable
+                .with_view(|view| copy::copy(view, tree, &spec))
+                .map_err(|error| copy_error(error, Some(source)));
+        }
+        FileActionKind::Mkfile { path, mode, data, owner: who, timestamp } => {
+            copy::mkfile(tree, path, *mode, data, owner(who)?, time(timestamp))
+        }
+        FileActionKind::Mkdir { path, mode, make_parents, owner: who, timestamp } => {
+            copy::mkdir(tree, path, *mode, *make_parents, owner(who)?, time(timestamp))
+        }
+        FileActionKind::Symlink { old_path, new_path, owner: who, timestamp } => {
+            copy::symlink(tree, old_path, new_path, owner(who)?, time(timestamp))
+        }
+        FileActionKind::Rm { path, allow_not_found, allow_wildcard } => {
+            copy::rm(tree, path, *allow_not_found, *allow_wildcard)
+        }
+    };
+    result.map_err(|error| copy_error(error, None))
+}
+
+fn copy_spec(copy: &FileCopy, owner: Option<(u32, u32)>) -> Result<CopySpec, StepError> {
+    let mode_change = if copy.mode_str.is_empty() {
+        None
+    } else {
+        let change = copy.mode_str.parse().map_err(|error: copy::InvalidMode| {
+            StepError::new(ExitKind::Input, Report::new("invalid-chmod", error.to_string()))
+        })?;
+        Some(change)
+    };
+    Ok(CopySpec {
+        src: copy.src.clone(),
+        dest: copy.dest.clone(),
+        owner,
+        mode: copy.mode,
+        mode_change,
+        follow_symlink: copy.follow_symlink,
+        dir_copy_contents: copy.dir_copy_contents,
+        attempt_unpack: copy.attempt_unpack,
+        create_dest_path: copy.create_dest_path,
+        allow_wildcard: copy.allow_wildcard,
+        allow_empty_wildcard: copy.allow_empty_wildcard,
+        timestamp: copy.timestamp.map(time_of),
+        include_patterns: copy.include_patterns.clone(),
+        exclude_patterns: copy.exclude_patterns.clone(),
+        always_replace_existing_dest_paths: copy.always_replace_existing_dest_paths,
+    })
+}
+
+fn time_of(nanoseconds: i64) -> Time {
+    const SECOND: i64 = 1_000_000_000;
+    let within = u32::try_from(nanoseconds.rem_euclid(SECOND)).expect("a remainder of a billion fits");
+    Time { seconds: nanoseconds.div_euclid(SECOND), nanoseconds: within }
+}
+
+/// Numbers for an owner; names are looked up in the files of the input that the graph says.
+fn ids(store: &Store, owner: &Owner, inputs: &[Output]) -> Result<(u32, u32), StepError> {
+    let open = |input: Option<usize>| -> Result<Option<MountedTree>, StepError> {
+        match snapshot_of(inputs, input)? {
+            snapshot if snapshot.layers().is_empty() => Ok(None),
+            snapshot => store.mount(&snapshot, None).map(Some).map_err(|error| StepError::store("cannot read a snapshot", &error)),
+        }
+    };
+    let unknown = |what: &str, name: &str| {
+        let message = format!("there is no {what} `{name}` in the image");
+        StepError::new(ExitKind::Input, Report::new("unknown-user", message).hint("a number needs no look-up"))
+    };
+    let failed = |error: users::UserError| StepError::new(ExitKind::Input, Report::new("unknown-user", error.to_string()));
+    let (uid, primary) = match &owner.user {
+        None => (0, None),
+        // As BuildKit: the group of a number is the same number.
+        Some(UserRef::Id(id)) => (*id, Some(*id)),
+        Some(UserRef::Name { name, input }) => {
+            let tree = open(*input)?.ok_or_else(|| unknown("user", name))?;
+            let user = users::find_user(tree.tree(), name).map_err(failed)?.ok_or_else(|| unknown("user", name))?;
+            (user.uid, Some(user.gid))
+        }
+    };
+    let gid = match &owner.group {
+        None => primary.unwrap_or(0),
+        Some(UserRef::Id(id)) => *id,
+        Some(UserRef::Name { name, input }) => {
+            let tree = open(*input)?.ok_or_else(|| unknown("group", name))?;
+            users::resolve_group(tree.tree(), name).map_err(failed)?
+        }
+    };
+    Ok((uid, gid))
+}
+
+fn copy_error(error: CopyError, source: Option<&Output>) -> StepError {
+    match error {
+        CopyError::NotFound { path } => not_found(&path, source),
+        CopyError::Tree(error) => match error.errno().map(io::Error::from) {
+            Some(cause) if is_io(&cause) => io_error(&error.to_string(), &cause),
+            _ => StepError::new(ExitKind::Input, Report::new("copy-failed", "cannot copy").caused_by(&error)),
+        },
+        CopyError::Content { ref path, source: build_engine_store::layer::LayerError::Write(ref cause) } if is_io(cause) => {
+            io_error(&format!("cannot write `{}`", path.display()), cause)
+        }
+        error => StepError::new(ExitKind::Input, Report::new("copy-failed", "cannot copy").caused_by(&error)),
+    }
+}
+
+fn hash_error(error: HashError, output: &Output) -> StepError {
+    match error {
+        HashError::NotFound { path } => not_found(&path, Some(output)),
+        error => StepError::new(ExitKind::Input, Report::new("content", "cannot read what is to be copied").caused_by(&error)),
+    }
+}
+
+/// Whether the disk is the reason.
+fn is_io(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::ReadOnlyFilesystem)
+        || error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error())
+}
+
+/// A source that is missing: says where it was looked for, and whether an ignore file hides it.
+fn not_found(path: &Path, source: Option<&Output>) -> StepError {
+    let shown = Path::new("/").join(path);
+    let shown = shown.display();
+    let report = match source {
+        Some(Output::Context(context)) => {
+            let relative = path.strip_prefix("/").unwrap_or(path);
+            let report = Report::new("not-found", format!("`{shown}` is not in the build context"));
+            if std::fs::symlink_metadata(context.path.join(relative)).is_ok() {
+                let verdict = context.ignore.verdict(&relative.to_string_lossy());
+                match verdict.decided_by.and_then(|rule| context.ignore.rules().get(rule)) {
+                    Some(rule) => report.hint(format!("the pattern `{}` of the ignore file excludes it", rule.text)),
+                    None => report.hint("the ignore file excludes it"),
+                }
+            } else {
+                report.hint(format!("the context is `{}`", context.path.display()))
+            }
+        }
+        Some(Output::Snapshot(_)) | None => Report::new("not-found", format!("`{shown}` does not exist in the source")),
+    };
+    StepError::new(ExitKind::Input, report)
+}
+
+/// Writes the files of a snapshot to a directory of the user's. They belong to whoever asked.
+pub(super) fn export_tree(store: &Store, snapshot: &Snapshot, dest: &Path, epoch: Option<i64>) -> Result<(), StepError> {
+    std::fs::create_dir_all(dest).map_err(|error| io_error(&format!("cannot make `{}`", dest.display()), &error))?;
+    let directory =
+        File::open(dest).map_err(|error| io_error(&format!("cannot open `{}`", dest.display()), &error))?;
+    let tree = Tree::from_fd(OwnedFd::from(directory));
+    let mounted = store.mount(snapshot, None).map_err(|error| StepError::store("cannot read the result", &error))?;
+    let spec = CopySpec {
+        src: "/".into(),
+        dest: "/".into(),
+        owner: Some((0, 0)),
+        dir_copy_contents: true,
+        create_dest_path: true,
+        timestamp: epoch.map(|seconds| time_of(seconds.saturating_mul(1_000_000_000))),
+        ..CopySpec::default()
+    };
+    copy::copy(View::new(mounted.tree()), &tree, &spec).map_err(|error| {
+        let report = Report::new("export", format!("cannot write the result to `{}`", dest.display())).caused_by(&error);
+        StepError::new(ExitKind::Io, report)
+    })
+}

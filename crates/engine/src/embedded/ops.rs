@@ -1,0 +1,546 @@
+//! What vertices do: the solver's operations on store and sandbox.
+//!
+//! One [`BuildOps`] serves one build: it knows the build's contexts and where its images come from. Blocking work goes to
+//! Tokio's blocking threads; a run is a process whose output is read as it comes. Dropping any of the futures undoes what
+//! was begun: an active layer removes itself, a step is killed.
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use build_engine_graph::{Event, EventSink, ExecOp, LogStream, Op, SourceOp, Vertex, Warning};
+use build_engine_oci::Digest;
+use build_engine_sandbox as sandbox;
+use build_engine_solver::{CacheMap, ContentSelector, Failure, KeyPart, Ops};
+use build_engine_store::{ActiveLayer, CommitInfo, Snapshot, Store};
+use futures::future::BoxFuture;
+use rustix::fs::{Mode, OFlags};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::sources::{Images, LocalContext};
+use super::{events as clock, files, keys};
+use crate::{ExitKind, Report};
+
+/// How many steps may run at once, whatever they do. Sleeping steps cost nothing, so this only bounds memory.
+pub(super) const MAX_RUNNING: usize = 64;
+
+/// How many of a step's last lines its error repeats.
+const TAIL_LINES: usize = 20;
+
+/// One output of a vertex.
+#[derive(Clone)]
+pub(super) enum Output {
+    /// A tree in the store, kept alive for the build.
+    Snapshot(Snapshot),
+    /// Local files, read in place.
+    Context(Arc<LocalContext>),
+}
+
+/// A failure that knows what kind it is and what to tell.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", .report.message)]
+pub(super) struct StepError {
+    pub(super) kind: ExitKind,
+    pub(super) report: Report,
+}
+
+impl StepError {
+    pub(super) fn new(kind: ExitKind, report: Report) -> Self {
+        Self { kind, report }
+    }
+
+    /// Something of ours that the disk or the kernel refused.
+    pub(super) fn store(what: &str, error: &build_engine_store::Error) -> Self {
+        use build_engine_store::Error;
+        let (kind, rule, hint) = match error {
+            Error::NoSpace { .. } => (ExitKind::Io, "no-space", Some("free some space, or run `build-engine cache prune`")),
+            Error::Mismatch { .. } | Error::UnknownBlob(_) | Error::UnknownLayer(_) | Error::Document { .. } => {
+                (ExitKind::Integrity, "integrity", Some("`build-engine cache verify` drops what is damaged; the next build makes it again"))
+            }
+            Error::TooLarge { .. } | Error::TooDeep { .. } => (ExitKind::Limit, "limit", None),
+            _ => (ExitKind::Io, "io", None),
+        };
+        let mut report = Report::new(rule, what).caused_by(error);
+        report.hint = hint.map(str::to_owned);
+        Self { kind, report }
+    }
+}
+
+/// The parts that a worker has once, and every build uses.
+pub(super) struct Parts {
+    pub(super) store: Store,
+    pub(super) launcher: sandbox::Launcher,
+    pub(super) running: Arc<Semaphore>,
+    /// Notes that were given already: once per worker is enough.
+    pub(super) noted: std::sync::Mutex<std::collections::BTreeSet<String>>,
+}
+
+/// The operations of one build.
+pub(super) struct BuildOps {
+    pub(super) parts: Arc<Parts>,
+    pub(super) images: Arc<Images>,
+    /// Directories of the local sources, by name.
+    pub(super) contexts: BTreeMap<String, PathBuf>,
+    pub(super) limits: sandbox::Limits,
+    pub(super) shm_size_bytes: u64,
+    pub(super) lease: Arc<build_engine_store::Lease>,
+}
+
+impl Ops for BuildOps {
+    type Output = Output;
+    type Permit = OwnedSemaphorePermit;
+
+    fn cache_map(&self, vertex: &Arc<Vertex>) -> BoxFuture<'_, Result<CacheMap, Failure>> {
+        let vertex = Arc::clone(vertex);
+        Box::pin(async move {
+            let Op::Source(source) = vertex.op() else { return Ok(keys::cache_map(&vertex)) };
+            if source.identifier.starts_with("local://") {
+                return Ok(CacheMap { parts: vec![KeyPart::new("context", &source.identifier)], inputs: vec![], unique: true });
+            }
+            let image = self.images.pinned(&source.identifier, vertex.platform()).map_err(Failure::new)?;
+            let parts = vec![KeyPart::new("image", image.found.manifest_digest.to_string())];
+            Ok(CacheMap { parts, inputs: vec![], unique: false })
+        })
+    }
+
+    fn content_digest(
+        &self,
+        _vertex: &Arc<Vertex>,
+        _input: usize,
+        output: Output,
+        selector: &ContentSelector,
+    ) -> BoxFuture<'_, Result<Digest, Failure>> {
+        let (parts, selector) = (Arc::clone(&self.parts), selector.clone());
+        blocking(move || {
+            files::content_digest(&parts.store, &output, &selector)
+        })
+    }
+
+    fn permit(&self, _vertex: &Arc<Vertex>) -> BoxFuture<'_, Self::Permit> {
+        let running = Arc::clone(&self.parts.running);
+        Box::pin(async move { running.acquire_owned().await.expect("the semaphore is never closed") })
+    }
+
+    fn run(
+        &self,
+        vertex: &Arc<Vertex>,
+        inputs: Vec<Output>,
+        events: Arc<dyn EventSink>,
+    ) -> BoxFuture<'_, Result<Vec<Output>, Failure>> {
+        let vertex = Arc::clone(vertex);
+        Box::pin(async move {
+            let result = match vertex.op() {
+                Op::Source(source) => match source.identifier.strip_prefix("local://") {
+                    Some(name) => self.local(name, source).map(|context| vec![Output::Context(Arc::new(context))]),
+                    None => self.unpack(&vertex, &source.identifier, events).await,
+                },
+                Op::Exec(exec) => self.exec(&vertex, exec, inputs, events).await,
+                Op::File(_) => {
+                    let parts = Arc::clone(&self.parts);
+                    let vertex = Arc::clone(&vertex);
+                    spawn(move || {
+                        let Op::File(file) = vertex.op() else { unreachable!("matched above") };
+                        files::run(&parts.store, &vertex, file, &inputs)
+                    })
+                    .await
+                }
+                Op::Merge(merge) => self.merge(merge, &inputs),
+                Op::Diff(diff) => {
+                    let (parts, diff) = (Arc::clone(&self.parts), diff.clone());
+                    spawn(move || run_diff(&parts.store, &diff, &inputs)).await
+                }
+                Op::Build(_) => Err(internal("a build inside the build was not refused")),
+            };
+            let outputs = result.map_err(Failure::new)?;
+            for output in &outputs {
+                self.keep(output)?;
+            }
+            Ok(outputs)
+        })
+    }
+
+    fn save(&self, output: &Output) -> Option<String> {
+        match output {
+            Output::Snapshot(snapshot) => Some(snapshot.to_string()),
+            Output::Context(_) => None,
+        }
+    }
+
+    fn load(&self, value: &str) -> BoxFuture<'_, Option<Output>> {
+        let snapshot = value.parse::<Snapshot>().ok();
+        Box::pin(async move {
+            let output = Output::Snapshot(snapshot?);
+            // Held before it is looked for: what is found then stays.
+            self.keep(&output).ok()?;
+            let Output::Snapshot(snapshot) = &output else { return None };
+            self.parts.store.exists(snapshot).then_some(output)
+        })
+    }
+}
+
+impl BuildOps {
+    fn keep(&self, output: &Output) -> Result<(), Failure> {
+        match output {
+            Output::Snapshot(snapshot) => self
+                .lease
+                .hold(snapshot)
+                .map(|_| ())
+                .map_err(|error| Failure::new(StepError::store("cannot hold a snapshot", &error))),
+            Output::Context(_) => Ok(()),
+        }
+    }
+
+    fn local(&self, name: &str, source: &SourceOp) -> Result<LocalContext, StepError> {
+        let path = self.contexts.get(name).ok_or_else(|| internal(format!("there is no context `{name}`")))?;
+        LocalContext::new(path, source)
+    }
+
+    /// Brings an image's layers into the store, those that are not there yet.
+    async fn unpack(
+        &self,
+        vertex: &Arc<Vertex>,
+        identifier: &str,
+        events: Arc<dyn EventSink>,
+    ) -> Result<Vec<Output>, StepError> {
+        let image = self.images.pinned(identifier, vertex.platform())?;
+        let (parts, digest) = (Arc::clone(&self.parts), vertex.digest().clone());
+        let images = Arc::clone(&self.images);
+        let lease = Arc::clone(&self.lease);
+        spawn(move || {
+            images.unpack(&parts.store, &lease, &image, &digest, &*events).map(|snapshot| vec![Output::Snapshot(snapshot)])
+        })
+        .await
+    }
+
+    fn merge(&self, merge: &build_engine_graph::MergeOp, inputs: &[Output]) -> Result<Vec<Output>, StepError> {
+        let snapshots: Vec<Snapshot> =
+            merge.inputs.iter().map(|input| snapshot_of(inputs, *input)).collect::<Result<_, _>>()?;
+        Ok(vec![Output::Snapshot(Snapshot::merge(&snapshots))])
+    }
+
+    async fn exec(
+        &self,
+        vertex: &Arc<Vertex>,
+        exec: &ExecOp,
+        inputs: Vec<Output>,
+        events: Arc<dyn EventSink>,
+    ) -> Result<Vec<Output>, StepError> {
+        let root = exec.mounts.iter().find(|mount| mount.dest == "/").ok_or_else(|| internal("a run has no root"))?;
+        let base = snapshot_of(&inputs, root.input)?;
+        let (parts, below) = (Arc::clone(&self.parts), base.clone());
+        let (active, fds, work) = spawn(move || begin(&parts.store, &below)).await?;
+        let spec = self.step_spec(exec, work);
+        let step = self.parts.launcher.spawn(&spec, fds).map_err(|error| step_failure(&error))?;
+        let mut tail = Tail::default();
+        let exit = watch(step, |stream, text| {
+            tail.push(&text);
+            events.emit(Event::Log { vertex: vertex.digest().clone(), stream, text, at: clock::now() });
+        })
+        .await?;
+        self.note(vertex, &exit.notes, &*events);
+        let code = exit.status.code();
+        let valid: &[i32] = if exec.meta.valid_exit_codes.is_empty() { &[0] } else { &exec.meta.valid_exit_codes };
+        if !valid.contains(&code) {
+            return Err(exit_error(exec, &exit, tail));
+        }
+        let (parts, info) = (Arc::clone(&self.parts), CommitInfo { description: vertex.name() });
+        let layer = spawn(move || {
+            parts.store.commit(active, &info).map_err(|error| StepError::store("cannot keep what the step wrote", &error))
+        })
+        .await?;
+        // Outputs other than the root belong to mounts that were refused before the build began.
+        Ok(vec![Output::Snapshot(base.with(layer))])
+    }
+
+    fn step_spec(&self, exec: &ExecOp, work: String) -> sandbox::StepSpec {
+        let meta = &exec.meta;
+        let mut env = meta.env.clone();
+        for (name, value) in meta.proxy_env.iter().flat_map(|proxy| {
+            [
+                ("HTTP_PROXY", &proxy.http),
+                ("HTTPS_PROXY", &proxy.https),
+                ("FTP_PROXY", &proxy.ftp),
+                ("NO_PROXY", &proxy.no),
+                ("ALL_PROXY", &proxy.all),
+            ]
+        }) {
+            if !value.is_empty() {
+                env.push(format!("{name}={value}"));
+                env.push(format!("{}={value}", name.to_lowercase()));
+            }
+        }
+        let mounts = exec
+            .mounts
+            .iter()
+            .filter(|mount| mount.dest != "/")
+            .filter_map(|mount| match mount.kind {
+                build_engine_graph::MountKind::Tmpfs { size } => Some(sandbox::Mount {
+                    dest: mount.dest.clone(),
+                    readonly: mount.readonly,
+                    source: sandbox::MountSource::Tmpfs { size_bytes: u64::try_from(size).unwrap_or(0) },
+                }),
+                _ => None,
+            })
+            .collect();
+        let root_readonly = exec.mounts.iter().any(|mount| mount.dest == "/" && mount.readonly);
+        let defaults = sandbox::StepSpec::default();
+        sandbox::StepSpec {
+            root: sandbox::Root::Overlay { upper: "fs".into(), work },
+            root_readonly,
+            mounts,
+            args: meta.args.clone(),
+            env,
+            cwd: meta.cwd.clone(),
+            user: meta.user.clone(),
+            hostname: if meta.hostname.is_empty() { defaults.hostname.clone() } else { meta.hostname.clone() },
+            network: match exec.network {
+                build_engine_graph::Network::Default => sandbox::Network::Default,
+                build_engine_graph::Network::Host => sandbox::Network::Host,
+                build_engine_graph::Network::None => sandbox::Network::None,
+            },
+            extra_hosts: meta.extra_hosts.clone(),
+            ulimits: meta
+                .ulimits
+                .iter()
+                .map(|limit| sandbox::Ulimit { name: limit.name.clone(), soft: limit.soft, hard: limit.hard })
+                .collect(),
+            shm_size_bytes: (self.shm_size_bytes > 0).then_some(self.shm_size_bytes),
+            limits: self.limits.clone(),
+            cgroup_parent: meta.cgroup_parent.clone(),
+            remove_stub_parents: meta.remove_mount_stubs_recursive,
+            ..defaults
+        }
+    }
+
+    /// Passes on what a step did not get as asked for, once per worker.
+    fn note(&self, vertex: &Vertex, notes: &[String], events: &dyn EventSink) {
+        for note in notes {
+            let new = self.parts.noted.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(note.clone());
+            if new {
+                events.emit(Event::Warning(Warning {
+                    vertex: Some(vertex.digest().clone()),
+                    rule: String::new(),
+                    message: note.clone(),
+                    detail: String::new(),
+                    url: String::new(),
+                    place: None,
+                }));
+            }
+        }
+    }
+}
+
+/// Runs blocking work, whose failure becomes the vertex's.
+fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, StepError> + Send + 'static,
+) -> BoxFuture<'static, Result<T, Failure>> {
+    Box::pin(async move { spawn(work).await.map_err(Failure::new) })
+}
+
+async fn spawn<T: Send + 'static>(work: impl FnOnce() -> Result<T, StepError> + Send + 'static) -> Result<T, StepError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => Err(internal(format!("a blocking task ended: {error}"))),
+    }
+}
+
+pub(super) fn internal(message: impl Into<String>) -> StepError {
+    StepError::new(ExitKind::Internal, Report::new("internal", message))
+}
+
+pub(super) fn snapshot_of(outputs: &[Output], input: Option<usize>) -> Result<Snapshot, StepError> {
+    let Some(input) = input else { return Ok(Snapshot::scratch()) };
+    match outputs.get(input) {
+        Some(Output::Snapshot(snapshot)) => Ok(snapshot.clone()),
+        Some(Output::Context(_)) => Err(internal("local files cannot be changed in place")),
+        None => Err(internal(format!("there is no input {input}"))),
+    }
+}
+
+/// The directories and descriptors of a run, and the layer that it writes.
+pub(super) fn begin(store: &Store, base: &Snapshot) -> Result<(ActiveLayer, sandbox::StepFds, String), StepError> {
+    let failed = |error: build_engine_store::Error| StepError::store("cannot prepare a layer for the step", &error);
+    let active = store.active_layer(base).map_err(failed)?;
+    let lower = if base.layers().is_empty() { Vec::new() } else { store.layer_dirs(base).map_err(failed)? };
+    let work = active.new_work_dir().map_err(failed)?;
+    let upper = active.dir();
+    let parent = upper.parent().ok_or_else(|| internal("a layer stands in no directory"))?;
+    let name = work.file_name().map(|name| name.to_string_lossy().into_owned());
+    let fds = sandbox::StepFds {
+        lower: lower.iter().map(|dir| open_path(dir)).collect::<Result<_, _>>()?,
+        active: Some(open_path(parent)?),
+        binds: Vec::new(),
+    };
+    Ok((active, fds, name.ok_or_else(|| internal("a work directory has no name"))?))
+}
+
+fn open_path(path: &Path) -> Result<OwnedFd, StepError> {
+    rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).map_err(|error| {
+        let report = Report::new("io", format!("cannot open `{}`", path.display())).caused_by(&std::io::Error::from(error));
+        StepError::new(ExitKind::Io, report)
+    })
+}
+
+/// Kills a step when whoever waits for it goes away.
+struct KillOnDrop(sandbox::Killer);
+
+impl Drop for KillOnDrop {
+    fn drop(&mut self) {
+        self.0.kill();
+    }
+}
+
+/// Reads what a step writes, as text, until it ends. Dropped before that, it kills the step.
+pub(super) async fn watch(
+    mut step: sandbox::Step,
+    mut output: impl FnMut(LogStream, String),
+) -> Result<sandbox::Exit, StepError> {
+    use tokio::io::AsyncReadExt;
+    use tokio::net::unix::pipe::Receiver;
+    let broken = |error: std::io::Error| internal(format!("a step's output cannot be read: {error}"));
+    let _killer = KillOnDrop(step.killer());
+    let pipe = |fd: Option<OwnedFd>| {
+        fd.ok_or_else(|| internal("a step's output is taken")).and_then(|fd| Receiver::from_owned_fd(fd).map_err(broken))
+    };
+    let (mut stdout, mut stderr) = (pipe(step.stdout.take())?, pipe(step.stderr.take())?);
+    // What the command started may hold the pipes open longer than it runs; the step's end is what counts.
+    let mut ended = tokio::task::spawn_blocking(move || step.wait());
+    let (mut out, mut err) = (vec![0; 32 << 10], vec![0; 32 << 10]);
+    let (mut out_open, mut err_open) = (true, true);
+    let (mut out_text, mut err_text) = (Utf8::default(), Utf8::default());
+    let mut exit = None;
+    while out_open || err_open {
+        let (stream, count) = tokio::select! {
+            biased;
+            count = stdout.read(&mut out), if out_open => (LogStream::Stdout, count),
+            count = stderr.read(&mut err), if err_open => (LogStream::Stderr, count),
+            result = &mut ended, if exit.is_none() => {
+                exit = Some(result);
+                continue;
+            }
+        };
+        let count = count.map_err(broken)?;
+        let text = match stream {
+            LogStream::Stdout => out_text.push(&out[..count]),
+            LogStream::Stderr => err_text.push(&err[..count]),
+        };
+        match stream {
+            LogStream::Stdout => out_open = count > 0,
+            LogStream::Stderr => err_open = count > 0,
+        }
+        if !text.is_empty() {
+            output(stream, text);
+        }
+    }
+    let exit = match exit {
+        Some(exit) => exit,
+        None => ended.await,
+    };
+    exit.map_err(|error| internal(format!("waiting for a step: {error}")))?.map_err(|error| step_failure(&error))
+}
+
+/// Bytes that arrive in pieces, as text: a character that is cut in two waits for its other half.
+#[derive(Default)]
+struct Utf8 {
+    kept: Vec<u8>,
+}
+
+impl Utf8 {
+    /// Takes some bytes (none at the end) and returns the text that is complete.
+    fn push(&mut self, bytes: &[u8]) -> String {
+        self.kept.extend_from_slice(bytes);
+        let keep = if bytes.is_empty() { 0 } else { incomplete_suffix(&self.kept) };
+        let rest = self.kept.split_off(self.kept.len() - keep);
+        let text = String::from_utf8_lossy(&self.kept).into_owned();
+        self.kept = rest;
+        text
+    }
+}
+
+/// How many bytes at the end begin a character that needs more of them.
+fn incomplete_suffix(bytes: &[u8]) -> usize {
+    for back in 1..=bytes.len().min(3) {
+        let byte = bytes[bytes.len() - back];
+        let needs = match byte {
+            0xc2..=0xdf => 2,
+            0xe0..=0xef => 3,
+            0xf0..=0xf4 => 4,
+            0x80..=0xbf => continue,
+            _ => return 0,
+        };
+        return if needs > back { back } else { 0 };
+    }
+    0
+}
+
+/// The last lines that a step wrote.
+#[derive(Default)]
+struct Tail {
+    lines: std::collections::VecDeque<String>,
+    open: String,
+}
+
+impl Tail {
+    fn push(&mut self, text: &str) {
+        for piece in text.split_inclusive('\n') {
+            // A line without end must not fill memory.
+            if self.open.len() < 4096 {
+                self.open.push_str(piece.trim_end_matches(['\n', '\r']));
+            }
+            if piece.ends_with('\n') {
+                self.end_line();
+            }
+        }
+    }
+
+    fn end_line(&mut self) {
+        if self.lines.len() == TAIL_LINES {
+            self.lines.pop_front();
+        }
+        self.lines.push_back(std::mem::take(&mut self.open));
+    }
+
+    fn into_lines(mut self) -> Vec<String> {
+        if !self.open.is_empty() {
+            self.end_line();
+        }
+        self.lines.into()
+    }
+}
+
+fn exit_error(exec: &ExecOp, exit: &sandbox::Exit, tail: Tail) -> StepError {
+    let command = exec.meta.args.join(" ");
+    let how = if exit.out_of_memory {
+        "out of memory".to_owned()
+    } else {
+        match exit.status {
+            sandbox::ExitStatus::Code(code) => format!("exit code: {code}"),
+            sandbox::ExitStatus::Signal(signal) => format!("killed by signal {signal}"),
+        }
+    };
+    let mut report = Report::new("run-failed", format!("process \"{command}\" did not complete successfully: {how}"));
+    report.causes.extend(exit.message.clone());
+    report.log_tail = tail.into_lines();
+    StepError::new(ExitKind::Step, report)
+}
+
+/// The step could not be set up, which is not the command's fault.
+pub(super) fn step_failure(error: &sandbox::SandboxError) -> StepError {
+    use sandbox::SandboxError;
+    let kind = match error {
+        SandboxError::Spec(_) => ExitKind::Input,
+        SandboxError::Cancelled => ExitKind::Cancelled,
+        _ => ExitKind::Denied,
+    };
+    StepError::new(kind, Report::new("sandbox", "cannot start the step").caused_by(error))
+}
+
+fn run_diff(store: &Store, diff: &build_engine_graph::DiffOp, inputs: &[Output]) -> Result<Vec<Output>, StepError> {
+    let lower = snapshot_of(inputs, diff.lower)?;
+    let upper = snapshot_of(inputs, diff.upper)?;
+    store
+        .diff(&lower, &upper)
+        .map(|snapshot| vec![Output::Snapshot(snapshot)])
+        .map_err(|error| StepError::store("cannot compare two snapshots", &error))
+}

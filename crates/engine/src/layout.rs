@@ -1,0 +1,290 @@
+//! OCI image layouts as sources: a directory, or a tar archive that is read in place.
+//!
+//! Nothing here believes what it reads: documents are limited in size and hashed against the descriptor that led to
+//! them, and blobs are handed out as readers whose bytes the store verifies while it takes them.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use build_engine_oci::{Descriptor, Digest, ImageConfig, Index, Manifest, Platform, layout, media_type};
+
+/// Largest index, manifest or config that is read.
+const MAX_DOCUMENT_BYTES: u64 = 8 << 20;
+/// How deep indexes may stand in indexes.
+const MAX_INDEX_DEPTH: usize = 3;
+
+/// Why an image cannot be had from a layout.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LayoutError {
+    #[error("cannot read `{}`", path.display())]
+    Read { path: PathBuf, source: io::Error },
+    #[error("`{}` is neither an OCI layout directory nor a tar archive of one", path.display())]
+    NotALayout { path: PathBuf },
+    #[error("the layout `{}` has no image {wanted}; it has {available}", path.display())]
+    NoSuchImage { path: PathBuf, wanted: String, available: String },
+    #[error("the image has no variant for {wanted}; it has {available}")]
+    NoSuchPlatform { wanted: Platform, available: String },
+    #[error("the layout `{}` has no blob {digest}", path.display())]
+    NoSuchBlob { path: PathBuf, digest: Digest },
+    #[error("blob {expected} of `{}` arrived as {actual}", path.display())]
+    Mismatch { path: PathBuf, expected: Digest, actual: Digest },
+    #[error("document {digest} is larger than {MAX_DOCUMENT_BYTES} bytes")]
+    TooLarge { digest: String },
+    #[error("document {digest} is not what its media type says")]
+    Malformed { digest: String, source: serde_json::Error },
+    #[error("document {digest} has the media type `{media_type}`, which is no image")]
+    NotAnImage { digest: Digest, media_type: String },
+    #[error("indexes stand in indexes more than {MAX_INDEX_DEPTH} deep")]
+    TooDeep,
+}
+
+impl LayoutError {
+    /// Whether content is not what it claims to be, rather than missing.
+    pub(crate) fn is_integrity(&self) -> bool {
+        matches!(self, Self::Mismatch { .. } | Self::TooLarge { .. } | Self::Malformed { .. } | Self::TooDeep)
+    }
+}
+
+/// An image found in a layout, for one platform.
+#[derive(Debug, Clone)]
+pub(crate) struct FoundImage {
+    /// What the name stands for: an index or a manifest.
+    pub(crate) root: Digest,
+    /// The manifest for the platform.
+    pub(crate) manifest: Manifest,
+    /// Its digest: what cache keys are made of.
+    pub(crate) manifest_digest: Digest,
+    /// The config document.
+    pub(crate) config: Vec<u8>,
+}
+
+/// An opened layout.
+#[derive(Debug, Clone)]
+pub(crate) struct Layout {
+    path: PathBuf,
+    kind: Kind,
+}
+
+#[derive(Debug, Clone)]
+enum Kind {
+    Directory,
+    /// Where each file of the archive stands: offset and size.
+    Archive(Arc<File>, Arc<HashMap<String, (u64, u64)>>),
+}
+
+impl Layout {
+    /// Opens the layout at `path`.
+    pub(crate) fn open(path: &Path) -> Result<Self, LayoutError> {
+        let read = |source| LayoutError::Read { path: path.to_owned(), source };
+        let metadata = std::fs::metadata(path).map_err(read)?;
+        if metadata.is_dir() {
+            if !path.join(layout::INDEX_FILE).is_file() {
+                return Err(LayoutError::NotALayout { path: path.to_owned() });
+            }
+            return Ok(Self { path: path.to_owned(), kind: Kind::Directory });
+        }
+        let file = File::open(path).map_err(read)?;
+        let files = archive_files(&file).map_err(read)?;
+        if !files.contains_key(layout::INDEX_FILE) {
+            return Err(LayoutError::NotALayout { path: path.to_owned() });
+        }
+        Ok(Self { path: path.to_owned(), kind: Kind::Archive(Arc::new(file), Arc::new(files)) })
+    }
+
+    /// Finds the image with this tag or digest (the only one if neither is given) for `platform`.
+    pub(crate) fn find(
+        &self,
+        tag: Option<&str>,
+        digest: Option<&Digest>,
+        platform: &Platform,
+    ) -> Result<FoundImage, LayoutError> {
+        let root = self.root(tag, digest)?;
+        find(&root, platform, &|descriptor| self.document(descriptor))
+    }
+
+    fn root(&self, tag: Option<&str>, digest: Option<&Digest>) -> Result<Descriptor, LayoutError> {
+        let bytes = self.limited(self.open_file(layout::INDEX_FILE)?, layout::INDEX_FILE)?;
+        let index: Index = serde_json::from_slice(&bytes)
+            .map_err(|source| LayoutError::Malformed { digest: layout::INDEX_FILE.into(), source })?;
+        let named = |descriptor: &&Descriptor| match (digest, tag) {
+            (Some(digest), _) => descriptor.digest == *digest,
+            (None, Some(tag)) => names(descriptor).any(|name| name == tag || name.ends_with(&format!(":{tag}"))),
+            (None, None) => true,
+        };
+        let found: Vec<&Descriptor> = index.manifests.iter().filter(named).collect();
+        if let Some(first) = found.first()
+            && (found.len() == 1 || digest.is_some() || tag.is_some())
+        {
+            return Ok((*first).clone());
+        }
+        // A digest may also name a manifest that only an inner index lists.
+        if let Some(digest) = digest
+            && let Ok(blob) = self.open_blob(digest)
+        {
+            let bytes = self.limited(blob, &digest.to_string())?;
+            #[derive(serde::Deserialize)]
+            #[serde(rename_all = "camelCase")]
+            struct Typed {
+                media_type: Option<String>,
+            }
+            let typed: Typed = serde_json::from_slice(&bytes)
+                .map_err(|source| LayoutError::Malformed { digest: digest.to_string(), source })?;
+            let media_type = typed.media_type.unwrap_or_else(|| media_type::OCI_MANIFEST.into());
+            return Ok(Descriptor::new(media_type, digest.clone(), bytes.len() as u64));
+        }
+        // Several names for one image are one image.
+        if tag.is_none()
+            && let Some(first) = found.first()
+            && found.iter().all(|descriptor| descriptor.digest == first.digest)
+        {
+            return Ok((*first).clone());
+        }
+        let wanted = match (tag, digest) {
+            (_, Some(digest)) => digest.to_string(),
+            (Some(tag), None) => format!("tagged `{tag}`"),
+            (None, None) => "that stands alone (name a tag or digest)".into(),
+        };
+        let available: Vec<String> = index.manifests.iter().flat_map(names).map(|name| format!("`{name}`")).collect();
+        let available = if available.is_empty() { format!("{} without a tag", index.manifests.len()) } else { available.join(", ") };
+        Err(LayoutError::NoSuchImage { path: self.path.clone(), wanted, available })
+    }
+
+    /// Opens a blob for reading; its bytes are not verified.
+    pub(crate) fn open_blob(&self, digest: &Digest) -> Result<Box<dyn Read + Send>, LayoutError> {
+        self.open_file(&layout::blob_path(digest)).map_err(|error| match error {
+            LayoutError::Read { source, .. } if source.kind() == io::ErrorKind::NotFound => {
+                LayoutError::NoSuchBlob { path: self.path.clone(), digest: digest.clone() }
+            }
+            error => error,
+        })
+    }
+
+    fn open_file(&self, name: &str) -> Result<Box<dyn Read + Send>, LayoutError> {
+        let read = |source| LayoutError::Read { path: self.path.clone(), source };
+        match &self.kind {
+            Kind::Directory => Ok(Box::new(File::open(self.path.join(name)).map_err(read)?)),
+            Kind::Archive(file, files) => {
+                let (offset, size) = *files.get(name).ok_or_else(|| read(io::ErrorKind::NotFound.into()))?;
+                Ok(Box::new(Part { file: Arc::clone(file), offset, left: size }))
+            }
+        }
+    }
+
+    /// Reads and verifies a document.
+    fn document(&self, descriptor: &Descriptor) -> Result<Vec<u8>, LayoutError> {
+        let bytes = self.limited(self.open_blob(&descriptor.digest)?, &descriptor.digest.to_string())?;
+        let actual = Digest::sha256(&bytes);
+        if actual != descriptor.digest {
+            return Err(LayoutError::Mismatch { path: self.path.clone(), expected: descriptor.digest.clone(), actual });
+        }
+        Ok(bytes)
+    }
+
+    fn limited(&self, reader: impl Read, name: &str) -> Result<Vec<u8>, LayoutError> {
+        let mut bytes = Vec::new();
+        reader
+            .take(MAX_DOCUMENT_BYTES + 1)
+            .read_to_end(&mut bytes)
+            .map_err(|source| LayoutError::Read { path: self.path.join(name), source })?;
+        if bytes.len() as u64 > MAX_DOCUMENT_BYTES {
+            return Err(LayoutError::TooLarge { digest: name.to_owned() });
+        }
+        Ok(bytes)
+    }
+}
+
+/// Follows `root` to the manifest for `platform`, reading documents through `document`.
+pub(crate) fn find(
+    root: &Descriptor,
+    platform: &Platform,
+    document: &dyn Fn(&Descriptor) -> Result<Vec<u8>, LayoutError>,
+) -> Result<FoundImage, LayoutError> {
+    let mut descriptor = root.clone();
+    for _ in 0..=MAX_INDEX_DEPTH {
+        let bytes = document(&descriptor)?;
+        let malformed = |source| LayoutError::Malformed { digest: descriptor.digest.to_string(), source };
+        if media_type::is_index(&descriptor.media_type) {
+            let index: Index = serde_json::from_slice(&bytes).map_err(malformed)?;
+            descriptor = choose(&index, platform)?;
+            continue;
+        }
+        if !media_type::is_manifest(&descriptor.media_type) {
+            let (digest, media_type) = (descriptor.digest, descriptor.media_type);
+            return Err(LayoutError::NotAnImage { digest, media_type });
+        }
+        let manifest: Manifest = serde_json::from_slice(&bytes).map_err(malformed)?;
+        if !media_type::is_config(&manifest.config.media_type) {
+            let (digest, media_type) = (manifest.config.digest, manifest.config.media_type);
+            return Err(LayoutError::NotAnImage { digest, media_type });
+        }
+        let config = document(&manifest.config)?;
+        // What the config says must at least be a config; the frontend reads it again.
+        serde_json::from_slice::<ImageConfig>(&config)
+            .map_err(|source| LayoutError::Malformed { digest: manifest.config.digest.to_string(), source })?;
+        return Ok(FoundImage { root: root.digest.clone(), manifest_digest: descriptor.digest, manifest, config });
+    }
+    Err(LayoutError::TooDeep)
+}
+
+fn choose(index: &Index, platform: &Platform) -> Result<Descriptor, LayoutError> {
+    let of_an_image = |descriptor: &&Descriptor| {
+        !descriptor.annotations.contains_key("vnd.docker.reference.type")
+            && descriptor.platform.as_ref().is_none_or(|platform| platform.os != "unknown")
+    };
+    let images: Vec<&Descriptor> = index.manifests.iter().filter(of_an_image).collect();
+    let exact = images.iter().find(|descriptor| {
+        descriptor.platform.as_ref().is_some_and(|candidate| platform.matches(&candidate.normalize()))
+    });
+    match (exact, &images[..]) {
+        (Some(found), _) => Ok((*found).clone()),
+        (None, [only]) if only.platform.is_none() => Ok((*only).clone()),
+        _ => {
+            let available: Vec<String> =
+                images.iter().filter_map(|descriptor| descriptor.platform.as_ref()).map(ToString::to_string).collect();
+            let available = if available.is_empty() { "none".into() } else { available.join(", ") };
+            Err(LayoutError::NoSuchPlatform { wanted: platform.clone(), available })
+        }
+    }
+}
+
+fn names(descriptor: &Descriptor) -> impl Iterator<Item = &str> {
+    [layout::REF_NAME, layout::IMAGE_NAME]
+        .into_iter()
+        .filter_map(|key| descriptor.annotations.get(key))
+        .map(String::as_str)
+}
+
+/// Where each regular file of a tar archive stands.
+fn archive_files(file: &File) -> io::Result<HashMap<String, (u64, u64)>> {
+    let mut files = HashMap::new();
+    let mut archive = tar::Archive::new(file);
+    for entry in archive.entries_with_seek()? {
+        let entry = entry?;
+        if entry.header().entry_type().is_file() {
+            let name = String::from_utf8_lossy(&entry.path_bytes()).trim_start_matches("./").to_owned();
+            files.insert(name, (entry.raw_file_position(), entry.size()));
+        }
+    }
+    Ok(files)
+}
+
+/// A stretch of a file, read without moving the file's own position, so that several can be read at once.
+struct Part {
+    file: Arc<File>,
+    offset: u64,
+    left: u64,
+}
+
+impl Read for Part {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let most = usize::try_from(self.left).unwrap_or(usize::MAX).min(buffer.len());
+        let count = self.file.read_at(&mut buffer[..most], self.offset)?;
+        self.offset += count as u64;
+        self.left -= count as u64;
+        Ok(count)
+    }
+}

@@ -1,0 +1,24 @@
+//! The engine: a build request goes in, an image comes out.
+//!
+//! This is the only crate that joins the parts. A [`BuildRequest`] says what to build; a [`Backend`] builds it and tells
+//! the story as [`graph::Event`](build_engine_graph::Event)s. The [`embedded`] backend is our own: a worker process that
+//! this binary starts from itself, spoken to in frames.
+//!
+//! Invariants: a request is checked against what the backend can do before anything starts; dropping a build's future
+//! cancels it.
+
+mod backend;
+pub mod context;
+pub mod embedded;
+mod error;
+mod image;
+mod layout;
+mod request;
+
+pub use backend::{Backend, ImageSummary, Unsupported};
+pub use error::{BuildError, ExitKind, Place, Report};
+pub use request::{
+    Annotation, AnnotationTarget, Attestation, BuildRequest, Compression, ContextSource, ImageOptions, InvalidOutput,
+    Limit, NetworkMode,
+    NoCache, Outcome, Output, OutputDest, ResourceLimits, RunRequest, StoreOptions, UserNamespace,
+};

@@ -1,0 +1,244 @@
+//! The worker's side of a step: starts the helper, hands it the spec, and waits for its report.
+//!
+//! The helper is started with `posix_spawn` semantics from a sealed copy of the binary in memory, so that neither a
+//! replaced file on disk nor a process inside a container can change what runs, and so that it works where the
+//! executable is unlinked or unreadable. The control socket is the helper's standard input.
+//!
+//! Invariant: dropping a [`Step`] kills it and leaves nothing behind.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, OnceLock};
+
+use rustix::fs::{MemfdFlags, SealFlags};
+
+use crate::error::SandboxError;
+use crate::helper::{Envelope, HELPER_ARG, Outcome};
+use crate::net::Support;
+use crate::spec::{Exit, MountSource, Network, Root, StepFds, StepSpec};
+use crate::worker::{Entered, Ids, duplicate};
+use crate::{caps, seccomp, wire};
+
+/// Starts steps. One for each worker; may be shared between threads.
+#[derive(Debug)]
+pub struct Launcher {
+    template_userns: Option<OwnedFd>,
+    ids: Ids,
+    cgroup_prefix: String,
+    executable: OnceLock<Result<OwnedFd, (i32, &'static str)>>,
+    network: OnceLock<Support>,
+}
+
+impl Launcher {
+    /// Makes the launcher of a worker that has entered its namespaces.
+    ///
+    /// # Errors
+    /// [`SandboxError::Helper`] when descriptors run out.
+    pub fn new(entered: &Entered) -> Result<Self, SandboxError> {
+        let template_userns = entered
+            .template_userns
+            .as_ref()
+            .map(|fd| duplicate(fd.as_fd()))
+            .transpose()
+            .map_err(|source| SandboxError::Helper { action: "copy a descriptor", source })?;
+        Ok(Self {
+            template_userns,
+            ids: entered.ids,
+            cgroup_prefix: entered.cgroup_prefix.clone(),
+            executable: OnceLock::new(),
+            network: OnceLock::new(),
+        })
+    }
+
+    /// What [`Network::Default`] will be on this machine. The first call takes a few milliseconds.
+    pub fn network(&self) -> &Support {
+        self.network.get_or_init(crate::net::probe)
+    }
+
+    /// Starts a step. Blocks for about a millisecond; everything else is reported by [`Step::wait`].
+    ///
+    /// # Errors
+    /// [`SandboxError::Spec`] or [`SandboxError::Helper`]; nothing has run then.
+    pub fn spawn(&self, spec: &StepSpec, fds: StepFds) -> Result<Step, SandboxError> {
+        check(spec, &fds)?;
+        let helper = |action| move |source: io::Error| SandboxError::Helper { action, source };
+        let errno = |action| move |e: rustix::io::Errno| SandboxError::Helper { action, source: e.into() };
+        let executable = match self.executable.get_or_init(sealed_copy) {
+            Ok(fd) => fd,
+            &Err((errno, action)) => {
+                return Err(SandboxError::Helper { action, source: io::Error::from_raw_os_error(errno) });
+            }
+        };
+        let (ours, theirs) = wire::pair().map_err(helper("make a socket pair"))?;
+        let pipe = || rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(errno("make a pipe"));
+        let (stdout, stdout_write) = pipe()?;
+        let (stderr, stderr_write) = pipe()?;
+
+        let pasta = if spec.network == Network::Default { Some(self.network()) } else { None };
+        let envelope = Envelope {
+            spec: spec.clone(),
+            ids: self.ids,
+            lower: fds.lower.len(),
+            active: fds.active.is_some(),
+            template: self.template_userns.is_some(),
+            filter: if spec.confinement.seccomp {
+                seccomp::cached(caps::set(spec.confinement.capabilities))
+                    .map_err(|e| SandboxError::Spec(format!("no system call filter: {e}")))?
+                    .to_bytes()
+            } else {
+                Vec::new()
+            },
+            cgroup_prefix: self.cgroup_prefix.clone(),
+            pasta: pasta.and_then(|support| support.pasta.clone()),
+            network_note: pasta.and_then(|support| support.note.clone()),
+        };
+        let mut command = Command::new(format!("/proc/self/fd/{}", executable.as_raw_fd()));
+        command.arg(HELPER_ARG).env_clear();
+        command.stdin(Stdio::from(theirs)).stdout(Stdio::from(stdout_write)).stderr(Stdio::from(stderr_write));
+        let child = loop {
+            match command.spawn() {
+                // Another thread started a process while the copy was being written, and it has not executed yet.
+                Err(e) if e.raw_os_error() == Some(libc::ETXTBSY) => {
+                    std::thread::sleep(std::time::Duration::from_millis(1));
+                }
+                other => break other.map_err(helper("start the step's helper"))?,
+            }
+        };
+        // Its copies of the step's pipes would keep them open.
+        drop(command);
+        let step = Step { child: Some(child), control: Arc::new(ours), stdout: Some(stdout), stderr: Some(stderr) };
+        let all = fds.lower.iter().chain(&fds.active).chain(&self.template_userns).chain(&fds.binds);
+        let all: Vec<_> = all.map(AsFd::as_fd).collect();
+        // A step that is not handed out is killed by its drop.
+        wire::send(&*step.control, &envelope, &all).map_err(helper("send the step to its helper"))?;
+        Ok(step)
+    }
+}
+
+/// A step that was started.
+#[derive(Debug)]
+pub struct Step {
+    child: Option<Child>,
+    control: Arc<OwnedFd>,
+    /// Reading end of the command's standard output; taken by the caller.
+    pub stdout: Option<OwnedFd>,
+    /// Reading end of the command's standard error; taken by the caller.
+    pub stderr: Option<OwnedFd>,
+}
+
+impl Step {
+    /// A handle that kills the step from elsewhere while [`Step::wait`] blocks.
+    pub fn killer(&self) -> Killer {
+        Killer { control: Arc::clone(&self.control) }
+    }
+
+    /// Kills all processes of the step; [`Step::wait`] then returns within milliseconds.
+    pub fn kill(&self) {
+        self.killer().kill();
+    }
+
+    /// Blocks until the command has ended, all that it started is gone, and the tree is clean.
+    ///
+    /// Someone else must read [`Step::stdout`] and [`Step::stderr`] meanwhile, or the command waits on a full pipe.
+    ///
+    /// # Errors
+    /// [`SandboxError::Setup`] when the command never ran, [`SandboxError::Cancelled`] when it was killed before that,
+    /// [`SandboxError::Helper`] when the helper itself died.
+    pub fn wait(mut self) -> Result<Exit, SandboxError> {
+        let outcome = wire::receive::<Outcome>(&*self.control);
+        if let Some(mut child) = self.child.take() {
+            let _ = child.wait();
+        }
+        match outcome {
+            Ok(Some((Outcome::Exited(exit), _))) => Ok(exit),
+            Ok(Some((Outcome::Failed(error), _))) => Err(SandboxError::Setup(error)),
+            Ok(Some((Outcome::Cancelled, _))) => Err(SandboxError::Cancelled),
+            Ok(None) => {
+                let source = io::Error::new(io::ErrorKind::UnexpectedEof, "the helper ended without a report");
+                Err(SandboxError::Helper { action: "wait for the step", source })
+            }
+            Err(source) => Err(SandboxError::Helper { action: "wait for the step", source }),
+        }
+    }
+}
+
+impl Drop for Step {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            // The helper kills the step when the socket ends, cleans up and exits.
+            let _ = rustix::net::shutdown(&*self.control, rustix::net::Shutdown::Write);
+            let _ = child.wait();
+        }
+    }
+}
+
+/// Kills a step; cheap to clone and harmless after the step has ended.
+#[derive(Debug, Clone)]
+pub struct Killer {
+    control: Arc<OwnedFd>,
+}
+
+impl Killer {
+    /// Kills all processes of the step.
+    pub fn kill(&self) {
+        let _ = rustix::net::send(&*self.control, b"k", rustix::net::SendFlags::NOSIGNAL);
+    }
+}
+
+fn check(spec: &StepSpec, fds: &StepFds) -> Result<(), SandboxError> {
+    let refuse = |text: String| Err(SandboxError::Spec(text));
+    if spec.args.is_empty() {
+        return refuse("no command".into());
+    }
+    if let Some(text) = spec.args.iter().chain(&spec.env).chain([&spec.cwd]).find(|text| text.contains('\0')) {
+        return refuse(format!("a NUL character in {text:?}"));
+    }
+    if let Some(text) = spec.env.iter().find(|text| text.find('=').is_none_or(|at| at == 0)) {
+        return refuse(format!("environment entry without a name or value: {text:?}"));
+    }
+    match &spec.root {
+        Root::Dir if fds.active.is_none() || !fds.lower.is_empty() => {
+            return refuse("a plain root needs one directory and no layers".into());
+        }
+        Root::Overlay { .. } if fds.active.is_none() => return refuse("an overlay root needs a directory".into()),
+        Root::Dir | Root::Overlay { .. } | Root::Scratch => {}
+    }
+    if fds.lower.len() > 500 {
+        return refuse(format!("{} layers in one mount (the kernel takes 500)", fds.lower.len()));
+    }
+    for mount in &spec.mounts {
+        let indexes: &[usize] = match &mount.source {
+            MountSource::Bind { fd } => std::slice::from_ref(fd),
+            MountSource::Layers { fds, .. } => fds,
+            MountSource::Tmpfs { .. } | MountSource::File { .. } => &[],
+        };
+        if indexes.iter().any(|&index| index >= fds.binds.len()) {
+            return refuse(format!("mount at {:?} refers to a descriptor that was not given", mount.dest));
+        }
+        if matches!(&mount.source, MountSource::Layers { fds, .. } if fds.is_empty()) {
+            return refuse(format!("mount at {:?} has no layers", mount.dest));
+        }
+    }
+    Ok(())
+}
+
+/// Copies the running executable into sealed memory.
+fn sealed_copy() -> Result<OwnedFd, (i32, &'static str)> {
+    let action = "copy the executable into memory";
+    let failed = |e: io::Error| (e.raw_os_error().unwrap_or(libc::EIO), action);
+    let errno = |e: rustix::io::Errno| (e.raw_os_error(), action);
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    // Kernels before 6.3 do not know MFD_EXEC; later ones may want to be told (`vm.memfd_noexec`).
+    let memory = rustix::fs::memfd_create("build-engine", flags | MemfdFlags::EXEC)
+        .or_else(|_| rustix::fs::memfd_create("build-engine", flags))
+        .map_err(errno)?;
+    let mut source = std::fs::File::open("/proc/self/exe").map_err(failed)?;
+    let mut copy = std::fs::File::from(memory);
+    io::copy(&mut source, &mut copy).map_err(failed)?;
+    let seals = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
+    rustix::fs::fcntl_add_seals(&copy, seals).map_err(errno)?;
+    // A descriptor that is open for writing cannot be executed (ETXTBSY): reopen it for reading.
+    let path = format!("/proc/self/fd/{}", copy.as_raw_fd());
+    std::fs::File::open(path).map(OwnedFd::from).map_err(failed)
+}

@@ -1,0 +1,664 @@
+//! Steps, run for real: as root and as an ordinary user, through worker and helper as the product does.
+//!
+//! This program is all of them: without arguments the test driver, with `worker` the worker that runs the cases, and
+//! with the sandbox's own argument the helper. The root file system is busybox.
+//!
+//! Cases are named after rows of the security plan (I01 … I08) where they cover one.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::time::{Duration, Instant};
+
+use build_engine_sandbox::worker::{self, Entered, Mode, Options};
+use build_engine_sandbox::{
+    Confinement, Exit, ExitStatus, HELPER_ARG, Launcher, Limits, Mount, MountSource, Network, Root, SandboxError, Step,
+    StepFds, StepSpec, Ulimit, helper_main,
+};
+
+const BUSYBOX: &str = "/bin/busybox";
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().collect();
+    match args.get(1).map(String::as_str) {
+        Some(HELPER_ARG) => helper_main(),
+        Some("worker") => worker_main(&args[2..]),
+        _ => drive(args.get(1).map_or("", |filter| if filter.starts_with('-') { "" } else { filter })),
+    }
+}
+
+/// Runs the cases once for each kind of user that this machine has.
+fn drive(filter: &str) -> ExitCode {
+    if !Path::new(BUSYBOX).exists() {
+        println!("SKIPPED: privileged_steps: {BUSYBOX} is missing (package busybox-static)");
+        return ExitCode::SUCCESS;
+    }
+    let root = rustix::process::geteuid().is_root();
+    let mut runs: Vec<(&str, Option<(u32, u32)>, &[&str])> = Vec::new();
+    if root {
+        runs.push(("root", None, &[]));
+        runs.push(("root with the host's user namespace", None, &["host"]));
+        match user_with_subordinate_ids() {
+            Some(ids) => {
+                runs.push(("user", Some(ids), &[]));
+                runs.push(("user with one id", Some(ids), &["one"]));
+            }
+            None => {
+                println!("SKIPPED: privileged_steps as an ordinary user: no user has subordinate ids (/etc/subuid)");
+                runs.push(("nobody with one id", Some((65534, 65534)), &["one"]));
+            }
+        }
+    } else {
+        println!("SKIPPED: privileged_steps as root: not root");
+        runs.push(("user", None, &[]));
+        runs.push(("user with one id", None, &["one"]));
+    }
+    let mut failed = false;
+    for (name, ids, flags) in runs {
+        let base = tempfile::tempdir().unwrap();
+        fs::set_permissions(base.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        let program = base.path().join("steps");
+        fs::copy("/proc/self/exe", &program).unwrap();
+        let store = base.path().join("store");
+        fs::create_dir(&store).unwrap();
+        let mut command = Command::new(&program);
+        command.arg("worker").arg(&store).arg(filter).args(flags);
+        if let Some((uid, gid)) = ids {
+            std::os::unix::fs::chown(&store, Some(uid), Some(gid)).unwrap();
+            command.uid(uid).gid(gid);
+        }
+        println!("--- as {name}");
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let groups = control_groups();
+        let status = command.status().unwrap();
+        failed |= !status.success();
+        if !status.success() {
+            println!("FAILED as {name}: {status}");
+        }
+        if fs::read_to_string("/proc/self/mountinfo").unwrap() != mounts {
+            println!("FAILED as {name}: mounts are left");
+            failed = true;
+        }
+        if control_groups() != groups {
+            println!("FAILED as {name}: control groups are left: {:?}", control_groups());
+            failed = true;
+        }
+        let left = processes_of(&program);
+        if !left.is_empty() {
+            println!("FAILED as {name}: processes are left: {left:?}");
+            failed = true;
+        }
+    }
+    ExitCode::from(u8::from(failed))
+}
+
+fn user_with_subordinate_ids() -> Option<(u32, u32)> {
+    let subuid = fs::read_to_string("/etc/subuid").ok()?;
+    let passwd = fs::read_to_string("/etc/passwd").ok()?;
+    subuid.lines().find_map(|line| {
+        let name = line.split(':').next()?;
+        let entry = passwd.lines().find(|l| l.split(':').next() == Some(name))?;
+        let mut fields = entry.split(':').skip(2);
+        Some((fields.next()?.parse().ok()?, fields.next()?.parse().ok()?))
+    })
+}
+
+fn control_groups() -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut stack = vec![PathBuf::from("/sys/fs/cgroup")];
+    while let Some(directory) = stack.pop() {
+        for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+            if entry.file_type().is_ok_and(|t| t.is_dir()) {
+                if entry.file_name().to_string_lossy().starts_with("build-engine-") {
+                    found.push(entry.path());
+                }
+                stack.push(entry.path());
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+/// Processes whose executable is `program` or a copy of it in memory.
+fn processes_of(program: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc").unwrap().flatten() {
+        let pid = entry.file_name().to_string_lossy().into_owned();
+        if pid.parse::<u32>().is_err() || pid == std::process::id().to_string() {
+            continue;
+        }
+        if let Ok(exe) = fs::read_link(entry.path().join("exe"))
+            && (exe.starts_with(program.parent().unwrap()) || exe.to_string_lossy().contains("memfd:build-engine"))
+        {
+            found.push(pid);
+        }
+    }
+    found
+}
+
+struct Lab {
+    entered: Entered,
+    launcher: Launcher,
+    store: PathBuf,
+    next: std::cell::Cell<u32>,
+}
+
+/// One finished step.
+struct Ran {
+    exit: Result<Exit, SandboxError>,
+    out: String,
+    err: String,
+    upper: PathBuf,
+}
+
+impl Ran {
+    #[track_caller]
+    fn ok(&self) -> &str {
+        match &self.exit {
+            Ok(exit) if exit.status == ExitStatus::Code(0) => self.out.trim_end(),
+            other => panic!("{other:?}\nstdout: {}\nstderr: {}", self.out, self.err),
+        }
+    }
+
+    #[track_caller]
+    fn exit(&self) -> &Exit {
+        self.exit.as_ref().unwrap_or_else(|e| panic!("{e}: {:?}", std::error::Error::source(e)))
+    }
+}
+
+fn open(path: &Path) -> OwnedFd {
+    let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC;
+    rustix::fs::open(path, flags, rustix::fs::Mode::empty()).unwrap()
+}
+
+fn spec(script: &str) -> StepSpec {
+    StepSpec {
+        args: vec!["/bin/sh".into(), "-c".into(), script.into()],
+        root: Root::Overlay { upper: "fs".into(), work: "work".into() },
+        network: Network::None,
+        ..StepSpec::default()
+    }
+}
+
+impl Lab {
+    fn layer(&self, name: &str) -> PathBuf {
+        let path = self.store.join(name);
+        fs::create_dir_all(&path).unwrap();
+        path
+    }
+
+    fn active(&self) -> PathBuf {
+        let n = self.next.get();
+        self.next.set(n + 1);
+        let active = self.layer(&format!("active{n}"));
+        fs::create_dir(active.join("fs")).unwrap();
+        fs::create_dir(active.join("work")).unwrap();
+        active
+    }
+
+    fn start(&self, spec: &StepSpec, lower: &[&Path], binds: &[&Path]) -> (Result<Step, SandboxError>, PathBuf) {
+        let active = self.active();
+        let fds = StepFds {
+            lower: lower.iter().map(|p| open(p)).collect(),
+            active: Some(open(&active)),
+            binds: binds.iter().map(|p| open(p)).collect(),
+        };
+        (self.launcher.spawn(spec, fds), active.join("fs"))
+    }
+
+    fn run_on(&self, spec: &StepSpec, lower: &[&Path], binds: &[&Path]) -> Ran {
+        let (step, upper) = self.start(spec, lower, binds);
+        let mut step = match step {
+            Ok(step) => step,
+            Err(e) => return Ran { exit: Err(e), out: String::new(), err: String::new(), upper },
+        };
+        let stderr = step.stderr.take().unwrap();
+        let stdout = step.stdout.take().unwrap();
+        let err = std::thread::spawn(move || read_all(stderr));
+        let out = read_all(stdout);
+        let err = err.join().unwrap();
+        Ran { exit: step.wait(), out, err, upper }
+    }
+
+    fn run(&self, spec: &StepSpec) -> Ran {
+        self.run_on(spec, &[&self.store.join("base")], &[])
+    }
+
+    fn sh(&self, script: &str) -> Ran {
+        self.run(&spec(script))
+    }
+
+    fn one_uid(&self) -> bool {
+        self.entered.mode == Mode::OneUid
+    }
+}
+
+fn read_all(fd: OwnedFd) -> String {
+    let mut bytes = Vec::new();
+    fs::File::from(fd).read_to_end(&mut bytes).unwrap();
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// A root file system of busybox, with some accounts.
+fn make_base(base: &Path) {
+    for directory in ["bin", "etc", "tmp", "work dir", "home/app"] {
+        fs::create_dir_all(base.join(directory)).unwrap();
+    }
+    fs::set_permissions(base.join("tmp"), fs::Permissions::from_mode(0o1777)).unwrap();
+    fs::copy(BUSYBOX, base.join("bin/busybox")).unwrap();
+    let list = Command::new(BUSYBOX).arg("--list").output().unwrap();
+    for applet in String::from_utf8(list.stdout).unwrap().lines().filter(|a| *a != "busybox") {
+        let _ = std::os::unix::fs::symlink("busybox", base.join("bin").join(applet));
+    }
+    fs::write(base.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\napp:x:1000:1001::/home/app:/bin/sh\n").unwrap();
+    fs::write(base.join("etc/group"), "root:x:0:\napps:x:1001:\nextra:x:44:app\n").unwrap();
+    fs::write(base.join("old"), "old").unwrap();
+    fs::create_dir(base.join("olddir")).unwrap();
+    fs::write(base.join("olddir/inner"), "inner").unwrap();
+}
+
+type Case = (&'static str, fn(&Lab));
+
+fn worker_main(args: &[String]) -> ExitCode {
+    let began = Instant::now();
+    let options = Options {
+        host_userns: args.iter().skip(2).any(|a| a == "host"),
+        one_uid: args.iter().skip(2).any(|a| a == "one"),
+    };
+    let entered = match worker::enter(&options) {
+        Ok(entered) => entered,
+        Err(e) => {
+            println!("FAILED to enter: {e}: {:?}", std::error::Error::source(&e));
+            return ExitCode::FAILURE;
+        }
+    };
+    println!("entered as {:?} in {:?}; notes: {:?}", entered.mode, began.elapsed(), entered.notes);
+    let launcher = Launcher::new(&entered).unwrap();
+    let lab = Lab { entered, launcher, store: PathBuf::from(&args[0]), next: 0.into() };
+    make_base(&lab.layer("base"));
+    let mut failed = 0;
+    for (name, case) in CASES {
+        if !name.contains(args[1].as_str()) {
+            continue;
+        }
+        let began = Instant::now();
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| case(&lab)));
+        let verdict = if result.is_ok() { "ok" } else { "FAILED" };
+        println!("{verdict:6} {name} ({:?})", began.elapsed());
+        failed += u32::from(result.is_err());
+    }
+    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+const CASES: &[Case] = &[
+    ("a_command_runs_and_its_output_and_code_come_back", |lab| {
+        let ran = lab.sh("echo out; echo err >&2; exit 7");
+        assert_eq!((ran.out.as_str(), ran.err.as_str()), ("out\n", "err\n"));
+        assert_eq!(ran.exit().status, ExitStatus::Code(7));
+        assert_eq!(lab.sh("kill -9 $$; kill -s SEGV $$; exit 3").exit().status.code(), 3, "pid 1 ignores its own");
+    }),
+    ("a_command_that_is_not_there_is_127_and_one_that_cannot_run_126", |lab| {
+        let run = |args: &[&str]| {
+            let spec = StepSpec { args: args.iter().map(|a| (*a).to_owned()).collect(), ..spec("") };
+            let ran = lab.run(&spec);
+            (ran.exit().status.code(), ran.exit().message.clone().unwrap_or_default())
+        };
+        assert_eq!(run(&["nope"]), (127, "exec: \"nope\": executable file not found in $PATH".into()));
+        assert_eq!(run(&["/nope"]), (127, "exec: \"/nope\": no such file or directory".into()));
+        assert_eq!(run(&["/etc/passwd"]), (126, "exec: \"/etc/passwd\": permission denied".into()));
+        assert_eq!(run(&["/tmp"]).0, 126);
+        assert_eq!(run(&["true"]).0, 0);
+    }),
+    ("set_up_failures_are_typed_and_say_which_phase", |lab| {
+        let ran = lab.run(&StepSpec { cwd: "/missing".into(), ..spec("true") });
+        let Err(SandboxError::Setup(error)) = &ran.exit else { panic!("{:?}", ran.exit) };
+        assert_eq!((error.phase.as_str(), error.errno), ("enter the working directory \"/missing\"", 2));
+        let ran = lab.run(&StepSpec { user: "ghost".into(), ..spec("true") });
+        let Err(SandboxError::Setup(error)) = &ran.exit else { panic!("{:?}", ran.exit) };
+        assert_eq!(error.to_string(), "resolve the user: no user named \"ghost\" in /etc/passwd");
+    }),
+    ("the_working_directory_host_name_and_environment_are_those_of_the_spec", |lab| {
+        let spec = StepSpec {
+            cwd: "/work dir".into(),
+            hostname: "boxed".into(),
+            env: vec!["A=b c".into()],
+            ..spec("pwd; hostname; env | sort")
+        };
+        assert_eq!(
+            lab.run(&spec).ok(),
+            "/work dir\nboxed\nA=b c\nHOME=/root\nPATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\n\
+             PWD=/work dir\nSHLVL=1"
+        );
+    }),
+    ("a_user_by_name_has_its_groups_and_home_and_no_capabilities", |lab| {
+        if lab.one_uid() {
+            let ran = lab.run(&StepSpec { user: "app".into(), ..spec("id") });
+            let Err(SandboxError::Setup(error)) = &ran.exit else { panic!("{:?}", ran.exit) };
+            assert!(error.phase.contains("mapped into the user namespace") || error.phase.contains("groups"), "{error}");
+            return;
+        }
+        let spec = StepSpec {
+            user: "app".into(),
+            ..spec("id -u; id -G; echo $HOME; grep -E 'Cap(Inh|Prm|Eff|Amb|Bnd)' /proc/self/status; echo x >/dev/stdout")
+        };
+        assert_eq!(
+            lab.run(&spec).ok(),
+            "1000\n1001 44\n/home/app\nCapInh:\t0000000000000000\nCapPrm:\t0000000000000000\n\
+             CapEff:\t0000000000000000\nCapBnd:\t00000000a80425fb\nCapAmb:\t0000000000000000\nx"
+        );
+    }),
+    ("i01_root_has_the_fourteen_capabilities_and_its_namespaces_are_its_own", |lab| {
+        let out = lab.sh("grep -E 'Cap|Seccomp:|NoNewPrivs' /proc/self/status; for n in user pid mnt ipc uts cgroup net; do readlink /proc/self/ns/$n; done");
+        let out = out.ok();
+        for line in ["CapEff:\t00000000a80425fb", "CapPrm:\t00000000a80425fb", "CapBnd:\t00000000a80425fb",
+            "CapInh:\t0000000000000000", "CapAmb:\t0000000000000000", "Seccomp:\t2", "NoNewPrivs:\t0"]
+        {
+            assert!(out.contains(line), "{line} in {out}");
+        }
+        for name in ["user", "pid", "mnt", "ipc", "uts", "cgroup", "net"] {
+            let ours = fs::read_link(format!("/proc/self/ns/{name}")).unwrap().to_string_lossy().into_owned();
+            let shared = name == "user" && lab.entered.mode == Mode::Root && lab.entered.template_userns.is_none();
+            assert_eq!(out.contains(&ours), shared, "{ours} in {out}");
+        }
+    }),
+    ("i07_unprivileged_namespaces_and_mounts_are_denied", |lab| {
+        let out = lab.sh("unshare -U true 2>&1; unshare -m true 2>&1; mount -t tmpfs t /tmp 2>&1; true");
+        for line in out.ok().lines() {
+            assert!(line.contains("not permitted") || line.contains("denied"), "{line}");
+        }
+        assert_eq!(out.ok().lines().count(), 3, "{}", out.out);
+    }),
+    ("i04_masked_and_read_only_paths_and_devices_are_out_of_reach", |lab| {
+        let out = lab.sh(
+            "for p in /proc/kcore /proc/keys /proc/timer_list /proc/kallsyms /proc/interrupts; do [ -s $p ] && head -c 1 $p 2>/dev/null | wc -c; done
+             for d in /sys/firmware /proc/acpi /proc/scsi; do [ -d $d ] && ls $d; done
+             echo x 2>/dev/null >/proc/sys/kernel/core_pattern && echo wrote core_pattern
+             echo x 2>/dev/null >/proc/sysrq-trigger && echo wrote sysrq
+             echo x 2>/dev/null >/sys/kernel/mm/ksm/run && echo wrote sys
+             touch /sys/x 2>/dev/null && echo touched sys
+             [ -e /dev/mem ] && echo mem; [ -e /dev/kmsg ] && echo kmsg
+             mknod /tmp/mem c 1 1 2>/dev/null && cat /tmp/mem 2>/dev/null | head -c 1 | wc -c
+             ls /proc/1/root/ >/dev/null || echo no root
+             ls /dev | sort | tr '\\n' ' '",
+        );
+        let out = out.ok();
+        let last = out.lines().last().unwrap();
+        assert_eq!(last.trim(), "fd full mqueue null ptmx pts random shm stderr stdin stdout tty urandom zero");
+        for line in out.lines().filter(|l| *l != last) {
+            assert_eq!(line, "0", "{out}");
+        }
+    }),
+    ("i05_no_descriptor_and_no_process_of_the_host_is_visible", |lab| {
+        let out = lab.sh("exec ls -l /proc/self/fd");
+        let fds: Vec<_> = out.ok().lines().filter_map(|l| l.split(" -> ").nth(1)).collect();
+        assert_eq!(fds[0], "/dev/null", "{fds:?}");
+        assert!(fds[1].starts_with("pipe:") && fds[2].starts_with("pipe:"), "{fds:?}");
+        // `ls` itself has the directory open, which is gone when it looks at it.
+        assert!(fds.len() == 3 || fds[3].starts_with("/proc/"), "{fds:?}");
+        let out = lab.sh("ls /proc | grep -c '^[0-9]'; echo $$; grep -c . /proc/self/mountinfo >/dev/null; cut -d' ' -f5 /proc/self/mountinfo | sort | uniq | head -1");
+        assert_eq!(out.ok(), "3\n1\n/", "{}", out.out);
+        let mounts = lab.sh("cat /proc/self/mountinfo");
+        assert!(!mounts.ok().contains(lab.store.to_str().unwrap()) , "{}", mounts.out);
+    }),
+    ("i07_keys_namespaces_and_mounts_are_denied_but_chroot_works", |lab| {
+        let out = lab.sh("chroot / true && echo chroot; unshare -n true 2>/dev/null || echo no unshare; umount /proc 2>/dev/null || echo no umount");
+        assert_eq!(out.ok(), "chroot\nno unshare\nno umount");
+    }),
+    ("i08_daemons_end_with_the_command", |lab| {
+        let began = Instant::now();
+        let ran = lab.sh("for i in $(seq 1 50); do (trap '' TERM HUP; setsid sleep 1000 >/dev/null 2>&1 &) ; done; (sleep 1000 &); echo done");
+        assert_eq!(ran.ok(), "done");
+        assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    }),
+    ("kill_ends_five_hundred_daemons_within_moments", |lab| {
+        let spec = spec("for i in $(seq 1 500); do (trap '' TERM; sleep 1000 >/dev/null 2>&1 &) ; done; echo up; sleep 1000");
+        let (step, _) = lab.start(&spec, &[&lab.store.join("base")], &[]);
+        let mut step = step.unwrap();
+        let mut out = fs::File::from(step.stdout.take().unwrap());
+        let mut up = [0; 3];
+        out.read_exact(&mut up).unwrap();
+        let killer = step.killer();
+        let began = Instant::now();
+        killer.kill();
+        let exit = step.wait().unwrap();
+        assert_eq!(exit.status, ExitStatus::Signal(9));
+        assert!(began.elapsed() < Duration::from_millis(1500), "{:?}", began.elapsed());
+    }),
+    ("a_dropped_step_is_killed", |lab| {
+        let (step, _) = lab.start(&spec("sleep 1000"), &[&lab.store.join("base")], &[]);
+        let mut step = step.unwrap();
+        let out = step.stdout.take().unwrap();
+        drop(step);
+        assert_eq!(read_all(out), "", "the pipe ends because every writer is gone");
+    }),
+    ("changes_are_whiteouts_opaque_directories_and_owners_on_disk", |lab| {
+        let ran = lab.sh("rm old; rm -r olddir; mkdir olddir; echo new > new; chmod 4755 new; ln -s x link");
+        ran.ok();
+        let meta = |name: &str| fs::symlink_metadata(ran.upper.join(name)).unwrap();
+        assert!(meta("old").file_type().is_char_device() && meta("old").rdev() == 0);
+        assert_eq!(meta("new").mode() & 0o7777, 0o4755);
+        let mut value = [0; 8];
+        let n = rustix::fs::lgetxattr(ran.upper.join("olddir"), "user.overlay.opaque", &mut value).unwrap();
+        assert_eq!(&value[..n], b"y");
+        // The worker sees the image's ids: as root because that is what is on disk, as a user through its namespace.
+        assert_eq!((meta("new").uid(), meta("new").gid(), meta("old").uid()), (0, 0, 0));
+        if !lab.one_uid() {
+            let ran = lab.sh("echo x > f; chown 1000:1001 f; chown 60000 /tmp/ || true");
+            ran.ok();
+            let meta = fs::metadata(ran.upper.join("f")).unwrap();
+            assert_eq!((meta.uid(), meta.gid()), (1000, 1001));
+        }
+    }),
+    ("file_capabilities_read_back_without_a_root_id", |lab| {
+        // VFS_CAP_REVISION_2, cap_net_raw=ep: what setcap writes.
+        let v2 = [1, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        let lower = lab.layer("capable");
+        let file = lower.join("tool");
+        fs::copy(BUSYBOX, &file).unwrap();
+        if rustix::fs::setxattr(&file, "security.capability", &v2, rustix::fs::XattrFlags::empty()).is_err() {
+            assert!(lab.one_uid(), "only one id forbids this");
+            return;
+        }
+        // Appending copies the file up (and drops the capability); a change of mode copies it with it.
+        let ran = lab.run_on(&spec("chmod 755 /tool"), &[&lab.store.join("base"), &lower], &[]);
+        ran.ok();
+        let mut value = [0; 64];
+        let n = rustix::fs::getxattr(ran.upper.join("tool"), "security.capability", &mut value).unwrap();
+        assert_eq!(value[..n], v2, "as the differ reads it");
+    }),
+    ("device_nodes_of_lower_layers_survive_but_cannot_be_opened", |lab| {
+        let lower = lab.layer("devices");
+        let made = rustix::fs::mknodat(rustix::fs::CWD, lower.join("mem"), rustix::fs::FileType::CharacterDevice,
+            rustix::fs::Mode::from_raw_mode(0o666), rustix::fs::makedev(1, 1));
+        if made.is_err() {
+            assert!(lab.entered.mode != Mode::Root);
+            return;
+        }
+        let ran = lab.run_on(&spec("stat -c %t:%T /mem; cat /mem"), &[&lab.store.join("base"), &lower], &[]);
+        assert_eq!(ran.out.trim(), "1:1");
+        assert!(ran.err.contains("denied") || ran.err.contains("not permitted"), "{}", ran.err);
+        assert_eq!(fs::symlink_metadata(lower.join("mem")).unwrap().rdev(), rustix::fs::makedev(1, 1));
+    }),
+    ("mount_stubs_leave_no_trace_in_the_upper_layer", |lab| {
+        let before = fs::metadata(lab.store.join("base/etc")).unwrap();
+        let cache = lab.layer("cache");
+        let mut spec = spec("echo hit > /var/deep/cache/file; cat /etc/hosts | head -1; cat /run/secret; stat -c %a /run/secret");
+        spec.remove_stub_parents = true;
+        spec.mounts.push(Mount { dest: "/var/deep/cache".into(), readonly: false, source: MountSource::Bind { fd: 0 } });
+        spec.mounts.push(Mount {
+            dest: "/run/secret".into(),
+            readonly: true,
+            source: MountSource::File { content: b"s3cret\n".to_vec(), mode: 0o400, uid: 0, gid: 0 },
+        });
+        let ran = lab.run_on(&spec, &[&lab.store.join("base")], &[&cache]);
+        assert_eq!(ran.ok(), "127.0.0.1\tlocalhost buildkitsandbox\ns3cret\n400");
+        let left = tree(&ran.upper);
+        // Overlayfs copies the parent directory up; it is equal to the lower one, which the differ does not count.
+        assert_eq!(left, ["etc"]);
+        let after = fs::metadata(ran.upper.join("etc")).unwrap();
+        assert_eq!((after.mode(), after.uid(), after.gid()), (before.mode(), before.uid(), before.gid()));
+        assert_eq!((after.mtime(), after.mtime_nsec()), (before.mtime(), before.mtime_nsec()));
+        assert_eq!(fs::read_to_string(cache.join("file")).unwrap(), "hit\n");
+        assert_eq!(fs::metadata(cache.join("file")).unwrap().uid(), 0);
+    }),
+    ("stubs_that_the_command_fills_or_replaces_are_its_own", |lab| {
+        let ran = lab.sh("echo kept > /etc/kept; mkdir -p /var/x");
+        ran.ok();
+        assert_eq!(tree(&ran.upper), ["etc", "etc/kept", "var", "var/x"]);
+    }),
+    ("mounts_are_read_only_temporary_or_merged_as_asked", |lab| {
+        let (a, b) = (lab.layer("a"), lab.layer("b"));
+        fs::create_dir_all(a.join("sub")).unwrap();
+        fs::write(a.join("sub/one"), "1").unwrap();
+        fs::create_dir_all(b.join("sub")).unwrap();
+        fs::write(b.join("sub/two"), "2").unwrap();
+        let mut spec = spec("ls /merged; echo x > /merged/three; ls /merged; touch /ro/x 2>/dev/null || echo ro; df -k /t | tail -1 | awk '{print $2}'; echo x > /t/x");
+        let mount = |dest: &str, readonly, source| Mount { dest: dest.into(), readonly, source };
+        spec.mounts = vec![
+            mount("/merged", false, MountSource::Layers { fds: vec![0, 1], selector: "/sub".into() }),
+            mount("/ro", true, MountSource::Bind { fd: 0 }),
+            mount("/t", false, MountSource::Tmpfs { size_bytes: 1 << 20 }),
+        ];
+        let ran = lab.run_on(&spec, &[&lab.store.join("base")], &[&a, &b]);
+        assert_eq!(ran.ok(), "one\ntwo\none\nthree\ntwo\nro\n1024");
+        assert!(!a.join("sub/three").exists() && !b.join("sub/three").exists());
+    }),
+    ("l19_links_in_the_place_of_mount_points_do_not_leave_the_root", |lab| {
+        let canary = lab.layer("canary");
+        let evil = lab.layer("evil");
+        fs::create_dir_all(evil.join("etc")).unwrap();
+        std::os::unix::fs::symlink(canary.join("hosts"), evil.join("etc/hosts")).unwrap();
+        std::os::unix::fs::symlink("../../../../run/resolv", evil.join("etc/resolv.conf")).unwrap();
+        let ran = lab.run_on(&spec("cat /run/resolv >/dev/null; head -1 /etc/hosts"), &[&lab.store.join("base"), &evil], &[]);
+        assert!(ran.ok().starts_with("127.0.0.1"));
+        assert_eq!(tree(&canary), Vec::<String>::new());
+        for name in ["proc", "sys", "dev"] {
+            let evil = lab.layer(&format!("evil{name}"));
+            std::os::unix::fs::symlink(&canary, evil.join(name)).unwrap();
+            let ran = lab.run_on(&spec("true"), &[&lab.store.join("base"), &evil], &[]);
+            let Err(SandboxError::Setup(error)) = &ran.exit else { panic!("{name}: {:?}", ran.exit) };
+            assert_eq!((error.phase.as_str(), error.errno), (format!("mount /{name}").as_str(), 40));
+        }
+        assert_eq!(tree(&canary), Vec::<String>::new());
+        let ran = lab.run_on(&StepSpec { cwd: "/proc/self/fd/3".into(), ..spec("true") }, &[&lab.store.join("base")], &[]);
+        assert!(matches!(ran.exit, Err(SandboxError::Setup(_))), "CVE-2024-21626: {:?}", ran.exit);
+    }),
+    ("a_read_only_root_and_a_plain_directory_root_work", |lab| {
+        let ran = lab.run(&StepSpec { root_readonly: true, ..spec("touch /x 2>/dev/null || echo ro; touch /dev/shm/x") });
+        assert_eq!(ran.ok(), "ro");
+        let fds = StepFds { active: Some(open(&lab.store.join("base"))), ..StepFds::default() };
+        let mut step = lab.launcher.spawn(&StepSpec { root: Root::Dir, ..spec("echo made > /made") }, fds).unwrap();
+        let err = read_all(step.stderr.take().unwrap());
+        assert_eq!(step.wait().unwrap().status, ExitStatus::Code(0), "{err}");
+        let made = lab.store.join("base/made");
+        assert_eq!(fs::read_to_string(&made).unwrap(), "made\n");
+        fs::remove_file(made).unwrap();
+        assert!(!lab.store.join("base/proc").exists());
+    }),
+    ("many_layers_are_one_root", |lab| {
+        let layers: Vec<PathBuf> = (0..120)
+            .map(|i| {
+                let layer = lab.layer(&format!("many{i}"));
+                fs::write(layer.join(format!("f{i}")), "x").unwrap();
+                layer
+            })
+            .collect();
+        let base = lab.store.join("base");
+        let all: Vec<&Path> = std::iter::once(base.as_path()).chain(layers.iter().map(PathBuf::as_path)).collect();
+        assert_eq!(lab.run_on(&spec("ls / | grep -c '^f[0-9]'"), &all, &[]).ok(), "120");
+    }),
+    ("the_network_is_none_or_the_hosts", |lab| {
+        let out = lab.sh("ls /sys/class/net; cat /sys/class/net/lo/operstate; ping -c1 -w1 127.0.0.1 >/dev/null && echo up");
+        assert_eq!(out.ok(), "lo\nunknown\nup");
+        let host = lab.run(&StepSpec { network: Network::Host, ..spec("ls /sys/class/net; cat /etc/resolv.conf") });
+        let resolv = fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+        assert!(host.ok().ends_with(resolv.trim_end()), "{}", host.out);
+        let default = lab.run(&StepSpec { network: Network::Default, ..spec("cat /proc/net/route | wc -l") });
+        default.ok();
+        let exit = default.exit();
+        match exit.network {
+            Network::Host => assert!(exit.notes.iter().any(|n| n.contains("use the host's network")), "{:?}", exit.notes),
+            Network::Default => assert!(default.out.trim() != "1"),
+            Network::None => panic!("never"),
+        }
+        println!("       default network: {:?} {:?}", exit.network, exit.notes);
+    }),
+    ("ulimits_are_set_and_never_raised", |lab| {
+        let mut spec = spec("ulimit -n; ulimit -Hn; ulimit -c");
+        spec.ulimits = vec![Ulimit { name: "nofile".into(), soft: 100, hard: 200 }];
+        assert_eq!(lab.run(&spec).ok(), "100\n200\n0");
+        spec.ulimits = vec![Ulimit { name: "nofile".into(), soft: 64, hard: 10_000_000 }];
+        let ran = lab.run(&spec);
+        ran.ok();
+        assert!(ran.exit().notes.iter().any(|n| n.contains("at most here")) || ran.out.contains("10000000"));
+    }),
+    ("limits_of_memory_and_processes_hold_where_control_groups_can_be_made", |lab| {
+        let available = build_engine_sandbox::cgroup::available();
+        let mut spec = spec("head -c 200000000 /dev/zero | tail");
+        spec.limits = Limits { memory_bytes: Some(32 << 20), ..Limits::default() };
+        if available.controllers.iter().any(|c| c == "memory") {
+            let ran = lab.run(&spec);
+            assert!(ran.exit().out_of_memory, "{:?} {}", ran.exit(), ran.err);
+        } else {
+            println!("SKIPPED: memory limit: no control group can be made here ({available:?})");
+            assert!(lab.run(&StepSpec { args: vec!["true".into()], ..spec }).exit().notes.iter().any(|n| n.contains("memory.max")));
+        }
+    }),
+    ("insecure_steps_have_all_capabilities_of_their_namespace", |lab| {
+        let spec = StepSpec { confinement: Confinement::insecure(), ..spec("mount -t tmpfs t /tmp && grep -E 'CapEff|Seccomp:' /proc/self/status") };
+        let ran = lab.run(&spec);
+        let out = ran.ok();
+        assert!(out.contains("Seccomp:\t0") && !out.contains("a80425fb"), "{out}");
+    }),
+    ("usage_is_measured", |lab| {
+        let ran = lab.sh("i=0; while [ $i -lt 30000 ]; do i=$((i+1)); done");
+        let usage = ran.exit().usage;
+        assert!(usage.user_time + usage.system_time > Duration::from_millis(1), "{usage:?}");
+        assert!(usage.peak_rss_bytes > 100_000, "{usage:?}");
+    }),
+    ("specs_that_make_no_sense_are_refused_before_anything_starts", |lab| {
+        for spec in [
+            StepSpec { args: Vec::new(), ..spec("") },
+            StepSpec { env: vec!["NAME".into()], ..spec("") },
+            StepSpec { env: vec!["=x".into()], ..spec("") },
+            StepSpec { cwd: "a\0b".into(), ..spec("") },
+        ] {
+            assert!(matches!(lab.run(&spec).exit, Err(SandboxError::Spec(_))));
+        }
+    }),
+    ("a_trivial_step_takes_milliseconds", |lab| {
+        let mut times: Vec<Duration> = (0..40)
+            .map(|_| {
+                let spec = StepSpec { args: vec!["/bin/true".into()], network: Network::Host, ..spec("") };
+                let began = Instant::now();
+                lab.run(&spec).ok();
+                began.elapsed()
+            })
+            .collect();
+        times.sort();
+        println!("       median {:?}, fastest {:?}", times[times.len() / 2], times[0]);
+        assert!(times[0] < Duration::from_millis(50));
+    }),
+];
+
+/// Paths below `root`, sorted.
+fn tree(root: &Path) -> Vec<String> {
+    fn walk(root: &Path, at: &Path, out: &mut BTreeMap<String, ()>) {
+        for entry in fs::read_dir(at).unwrap().flatten() {
+            out.insert(entry.path().strip_prefix(root).unwrap().to_string_lossy().into_owned(), ());
+            if entry.file_type().unwrap().is_dir() {
+                walk(root, &entry.path(), out);
+            }
+        }
+    }
+    let mut out = BTreeMap::new();
+    walk(root, root, &mut out);
+    let _ = std::io::stdout().flush();
+    out.into_keys().collect()
+}

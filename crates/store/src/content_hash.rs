@@ -1,0 +1,832 @@
+//! Content digests of files, directories and selections, equal to BuildKit's.
+//!
+//! A file's digest covers mode, owner, size, type, link target, device number, extended attributes and content, but
+//! neither name nor time; a directory's covers names and digests of what is in it (`cache/contenthash` of BuildKit; the
+//! header part is Docker's "tarsum" v1). So a fresh clone of a repository has the digests of the old one.
+//!
+//! [`ContentHash`] lists the tree once, without opening a file, and hashes only what a question needs. What an
+//! [`Index`] knows is not read again.
+//!
+//! Records are kept by key: the path with `/` as 0, so that the order of keys is the order in which BuildKit hashes
+//! them. A directory has two: its key with a 0 at the end is its header, its key alone is everything in it.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::io::Read;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use build_engine_dockerfile::glob_match;
+use build_engine_dockerfile::ignore::{Ignore, IgnoreError, WalkState};
+use build_engine_oci::{Digest, Hasher};
+use build_engine_rootfs::{Kind, Metadata, is_engine_xattr};
+use rayon::prelude::*;
+
+use crate::copy::{View, Visibility, has_wildcard};
+
+/// Links followed in one path.
+const MAX_LINKS: usize = 255;
+
+/// What is asked.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Question {
+    /// The path. A slash at its end leaves the directory's own attributes out where patterns are used.
+    pub path: String,
+    /// Whether a link as the last component is followed.
+    pub follow_links: bool,
+    /// Whether the path is a pattern.
+    pub wildcard: bool,
+    /// Patterns of which a path must match one, relative to the path.
+    pub include_patterns: Vec<String>,
+    /// Patterns of which a path may match none, relative to the path.
+    pub exclude_patterns: Vec<String>,
+    /// Prefixes that something selected must have.
+    pub required_paths: Vec<String>,
+}
+
+/// Remembers digests of files from one build to the next.
+pub trait Index: Sync {
+    /// The digest of the file at `path`, if it is known for exactly this metadata.
+    fn get(&self, path: &Path, metadata: &Metadata) -> Option<Digest>;
+    /// Learns a digest. `metadata` was the file's before and after it was read.
+    fn put(&self, path: &Path, metadata: &Metadata, digest: &Digest);
+}
+
+/// A question that has no answer.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum HashError {
+    /// The path, or a required one, does not exist.
+    #[error("`{}` not found", .path.display())]
+    NotFound {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The path has too many links on its way.
+    #[error("too many symbolic links in `{}`", .path.display())]
+    TooManyLinks {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The path is a malformed pattern.
+    #[error("invalid pattern `{pattern}`")]
+    Pattern {
+        /// The pattern.
+        pattern: String,
+    },
+    /// An include or exclude pattern is malformed.
+    #[error("invalid pattern")]
+    Patterns(#[from] IgnoreError),
+    /// A file changed while it was read.
+    #[error("`{}` changed while reading", .path.display())]
+    Changed {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A file cannot be read.
+    #[error("cannot read `{}`", .path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// The tree refused.
+    #[error(transparent)]
+    Tree(#[from] build_engine_rootfs::Error),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum RecordKind {
+    File,
+    Symlink,
+    Directory,
+    DirectoryHeader,
+}
+
+#[derive(Debug, Clone)]
+struct Record {
+    kind: RecordKind,
+    metadata: Metadata,
+    link: Option<Vec<u8>>,
+    digest: Option<Digest>,
+}
+
+type Key = Vec<u8>;
+
+/// Content digests of one tree, which must not change meanwhile (what does is an error where it is noticed).
+pub struct ContentHash<'a> {
+    view: View<'a>,
+    index: Option<&'a dyn Index>,
+    records: BTreeMap<Key, Record>,
+}
+
+impl std::fmt::Debug for ContentHash<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ContentHash").field("view", &self.view).field("records", &self.records.len()).finish()
+    }
+}
+
+/// One of the things that a selection consists of.
+#[derive(Debug)]
+struct Selected {
+    path: Vec<u8>,
+    key: Key,
+    kind: RecordKind,
+    included: bool,
+    include: WalkState,
+    exclude: WalkState,
+    follow: bool,
+}
+
+impl<'a> ContentHash<'a> {
+    /// Lists `view`.
+    ///
+    /// # Errors
+    /// What the tree refuses.
+    pub fn new(view: View<'a>, index: Option<&'a dyn Index>) -> Result<Self, HashError> {
+        let mut hash = Self { view, index, records: BTreeMap::new() };
+        let root = view.tree().metadata("", false)?;
+        hash.insert_directory(Vec::new(), root);
+        if view.is_context()
+            && let Some(header) = hash.records.get_mut(&[0][..])
+        {
+            // BuildKit's clients send what is in a context, not its root.
+            header.digest = Some(Digest::sha256(b""));
+        }
+        hash.list(Path::new(""), &[])?;
+        Ok(hash)
+    }
+
+    fn insert_directory(&mut self, key: Key, metadata: Metadata) {
+        let record = |kind| Record { kind, metadata, link: None, digest: None };
+        let header = [&key[..], &[0]].concat();
+        self.records.insert(key, record(RecordKind::Directory));
+        self.records.insert(header, record(RecordKind::DirectoryHeader));
+    }
+
+    /// Lists a directory; returns whether anything in it is there.
+    fn list(&mut self, dir: &Path, dir_key: &[u8]) -> Result<bool, HashError> {
+        let mut any = false;
+        for (name, metadata, visibility) in self.view.read_dir(dir)? {
+            let path = dir.join(&name);
+            let key = [dir_key, &[0], name.as_bytes()].concat();
+            match metadata.kind {
+                Kind::Directory => {
+                    let filled = self.list(&path, &key)?;
+                    if visibility == Visibility::Visible || filled {
+                        self.insert_directory(key, metadata);
+                        any = true;
+                    }
+                }
+                Kind::Symlink => {
+                    let link = Some(self.view.tree().read_link(&path)?.as_bytes().to_vec());
+                    self.records.insert(key, Record { kind: RecordKind::Symlink, metadata, link, digest: None });
+                    any = true;
+                }
+                Kind::File | Kind::CharDevice | Kind::BlockDevice | Kind::Fifo | Kind::Socket => {
+                    let record = Record { kind: RecordKind::File, metadata, link: None, digest: None };
+                    self.records.insert(key, record);
+                    any = true;
+                }
+            }
+        }
+        Ok(any)
+    }
+
+    /// Answers a question.
+    ///
+    /// # Errors
+    /// [`HashError::NotFound`] if the path does not exist. A pattern that matches nothing is no error: its digest is
+    /// that of no bytes.
+    pub fn digest(&mut self, question: &Question) -> Result<Digest, HashError> {
+        if !question.wildcard && question.include_patterns.is_empty() && question.exclude_patterns.is_empty() {
+            return self.checksum(&key_of(&question.path), question.follow_links);
+        }
+        let (prefix, selected) = self.select(question)?;
+        let mut digests = Vec::with_capacity(selected.len());
+        self.fill(selected.iter().map(|selected| selected.key.clone()).collect())?;
+        for selected in &selected {
+            let follow = selected.follow && selected.kind == RecordKind::Symlink && question.follow_links;
+            let key = if follow { slashes_to_zeros(&selected.path) } else { selected.key.clone() };
+            digests.push(self.checksum(&key, follow)?);
+        }
+        match (&selected[..], &digests[..]) {
+            ([], _) => return Ok(Digest::sha256(b"")),
+            ([only], [digest]) if base(&key_path(&question.path)) == base(&only.path) => return Ok(digest.clone()),
+            _ => {}
+        }
+        let mut hasher = Hasher::new();
+        for (selected, digest) in selected.iter().zip(digests) {
+            let path = selected.path.strip_prefix(&prefix[..]).unwrap_or(&selected.path);
+            let key = slashes_to_zeros(path);
+            hasher.update(if key.is_empty() { &[0] } else { &key });
+            hasher.update(digest.to_string().as_bytes());
+        }
+        Ok(hasher.finish())
+    }
+
+    /// What the path and the patterns select, in order, and the part of the paths that does not count.
+    fn select(&self, question: &Question) -> Result<(Vec<u8>, Vec<Selected>), HashError> {
+        let patterns = |list: &[String]| (!list.is_empty()).then(|| Ignore::new(list)).transpose();
+        let (include, exclude) = (patterns(&question.include_patterns)?, patterns(&question.exclude_patterns)?);
+        let ends_in_slash = question.path.ends_with('/');
+        let path = key_path(&question.path);
+        let pattern = String::from_utf8_lossy(&path).into_owned();
+        let matches = |name: &[u8]| {
+            glob_match(&pattern, &String::from_utf8_lossy(name))
+                .map_err(|_| HashError::Pattern { pattern: question.path.clone() })
+        };
+        if question.wildcard {
+            matches(b"")?;
+        }
+        // The part before the first wildcard is resolved; what lies below it keeps the name that was asked for.
+        let (prefix, resolved) = if question.wildcard {
+            let (plain, wild) = split_wildcards(&path);
+            if plain.is_empty() {
+                (plain, Some(Vec::new()))
+            } else {
+                let found = self.resolve(&slashes_to_zeros(&plain), !wild.is_empty())?;
+                (plain, found)
+            }
+        } else {
+            let found = self.resolve(&slashes_to_zeros(&path), false)?;
+            (path.clone(), found)
+        };
+        let Some(start) = resolved else {
+            return self.check_required(question, prefix, Vec::new());
+        };
+        let mut selected: Vec<Selected> = Vec::new();
+        // Directory headers on the way, as indices of `selected` or not yet part of it.
+        let mut headers: Vec<Selected> = Vec::new();
+        let mut stack: Vec<Result<usize, usize>> = Vec::new();
+        let mut last_matched: Option<Vec<u8>> = None;
+        let resolved_path = zeros_to_slashes(&start);
+        for (key, record) in self.records.range(start.clone()..) {
+            let full = zeros_to_slashes(key);
+            if !(full == resolved_path || full.starts_with(&[&resolved_path[..], b"/"].concat())) {
+                // Siblings such as `a-b` sort between `a` and nothing of it, because 0 sorts first.
+                if !full.starts_with(&resolved_path) {
+                    break;
+                }
+                continue;
+            }
+            if record.kind == RecordKind::Directory {
+                // Contents are selected one by one.
+                continue;
+            }
+            let mut name = [&prefix[..], &full[resolved_path.len()..]].concat();
+            let is_header = record.kind == RecordKind::DirectoryHeader;
+            if is_header {
+                name.pop();
+                if name == path && ends_in_slash {
+                    continue;
+                }
+            }
+            let path_of = |entry: &Result<usize, usize>| match entry {
+                Ok(index) => &selected[*index],
+                Err(index) => &headers[*index],
+            };
+            while stack.last().is_some_and(|top| !name.starts_with(&[&path_of(top).path[..], b"/"].concat())) {
+                stack.pop();
+            }
+            let parent = stack.last().map(path_of);
+            let mut item = Selected {
+                path: name.clone(),
+                key: key.clone(),
+                kind: record.kind,
+                included: false,
+                include: WalkState::default(),
+                exclude: WalkState::default(),
+                follow: parent.is_none() && question.follow_links,
+            };
+            let relative = if question.wildcard {
+                let inside = |dir: &Vec<u8>| name.starts_with(&[&dir[..], b"/"].concat());
+                if !path.is_empty() && !last_matched.as_ref().is_some_and(inside) {
+                    if !matches(&name)? {
+                        continue;
+                    }
+                    last_matched = Some(name.clone());
+                }
+                relative_to(&name, last_matched.as_deref().unwrap_or_default())
+            } else {
+                relative_to(&name, &path)
+            };
+            let text = String::from_utf8_lossy(&relative);
+            let ask = |ignore: &Option<Ignore>, state: Option<&WalkState>| {
+                ignore.as_ref().map(|ignore| match state {
+                    Some(state) => ignore.visit(&text, state),
+                    None => ignore.verdict(&text),
+                })
+            };
+            let mut wanted = true;
+            if let Some(verdict) = ask(&include, parent.map(|parent| &parent.include)) {
+                wanted = verdict.ignored;
+                item.include = verdict.state;
+            }
+            if wanted && let Some(verdict) = ask(&exclude, parent.map(|parent| &parent.exclude)) {
+                wanted = !verdict.ignored;
+                item.exclude = verdict.state;
+            }
+            if wanted {
+                for entry in &mut stack {
+                    if let Err(index) = *entry {
+                        let header = &mut headers[index];
+                        if !header.included {
+                            header.included = true;
+                            selected.push(Selected {
+                                path: header.path.clone(),
+                                key: header.key.clone(),
+                                kind: header.kind,
+                                included: true,
+                                include: header.include.clone(),
+                                exclude: header.exclude.clone(),
+                                follow: header.follow,
+                            });
+                            *entry = Ok(selected.len() - 1);
+                        }
+                    }
+                }
+                item.included = true;
+                selected.push(item);
+                if is_header {
+                    stack.push(Ok(selected.len() - 1));
+                }
+            } else if is_header {
+                headers.push(item);
+                stack.push(Err(headers.len() - 1));
+            }
+        }
+        self.check_required(question, prefix, selected)
+    }
+
+    fn check_required(
+        &self,
+        question: &Question,
+        prefix: Vec<u8>,
+        selected: Vec<Selected>,
+    ) -> Result<(Vec<u8>, Vec<Selected>), HashError> {
+        for required in &question.required_paths {
+            if !selected.iter().any(|selected| selected.path.starts_with(required.as_bytes())) {
+                return Err(HashError::NotFound { path: required.into() });
+            }
+        }
+        Ok((prefix, selected))
+    }
+
+    /// The key that a key leads to when links are followed; `None` if there is nothing.
+    fn resolve(&self, key: &[u8], follow_last: bool) -> Result<Option<Key>, HashError> {
+        if let Some(record) = self.records.get(key)
+            && !(follow_last && record.kind == RecordKind::Symlink)
+        {
+            return Ok(Some(key.to_vec()));
+        }
+        let mut rest: Vec<Vec<u8>> = reversed(key, 0);
+        let mut current: Vec<Vec<u8>> = Vec::new();
+        let mut links = 0;
+        while let Some(name) = rest.pop() {
+            match &name[..] {
+                b"" | b"." => continue,
+                b".." => {
+                    current.pop();
+                    continue;
+                }
+                _ => current.push(name),
+            }
+            if rest.is_empty() && !follow_last {
+                break;
+            }
+            let Some(Record { link: Some(link), .. }) = self.records.get(&joined(&current)) else { continue };
+            links += 1;
+            if links > MAX_LINKS {
+                return Err(HashError::TooManyLinks { path: path_buf(&zeros_to_slashes(key)) });
+            }
+            current.pop();
+            if link.starts_with(b"/") {
+                current.clear();
+            }
+            rest.extend(reversed(link, b'/'));
+        }
+        let key = joined(&current);
+        Ok(self.records.contains_key(&key).then_some(key))
+    }
+
+    fn checksum(&mut self, key: &[u8], follow_last: bool) -> Result<Digest, HashError> {
+        let Some(key) = self.resolve(key, follow_last)? else {
+            return Err(HashError::NotFound { path: path_buf(&zeros_to_slashes(key)) });
+        };
+        // First all files at once, then the directories above them.
+        let mut inside = [&key[..], &[0]].concat();
+        let mut missing = vec![key.clone()];
+        if self.records[&key].kind == RecordKind::Directory {
+            missing.extend(self.range_of(&inside).map(|(key, _)| key.clone()));
+        }
+        inside.clear();
+        self.fill(missing)?;
+        self.directory(&key)
+    }
+
+    fn range_of(&self, prefix: &[u8]) -> impl Iterator<Item = (&Key, &Record)> {
+        let prefix = prefix.to_vec();
+        self.records.range(prefix.clone()..).take_while(move |(key, _)| key.starts_with(&prefix))
+    }
+
+    /// The digest of a record whose files are all hashed.
+    fn directory(&mut self, key: &[u8]) -> Result<Digest, HashError> {
+        if let Some(digest) = &self.records[key].digest {
+            return Ok(digest.clone());
+        }
+        let header = [key, &[0]].concat();
+        let mut children = Vec::new();
+        let mut skip: Option<Key> = None;
+        for (inside, record) in self.range_of(&header) {
+            if skip.as_ref().is_some_and(|skip| inside.starts_with(skip)) {
+                continue;
+            }
+            if record.kind == RecordKind::Directory {
+                skip = Some([&inside[..], &[0]].concat());
+            }
+            children.push(inside.clone());
+        }
+        let mut hasher = Hasher::new();
+        for child in children {
+            hasher.update(&child[key.len()..]);
+            hasher.update(self.directory(&child)?.to_string().as_bytes());
+        }
+        let digest = hasher.finish();
+        if let Some(record) = self.records.get_mut(key) {
+            record.digest = Some(digest.clone());
+        }
+        Ok(digest)
+    }
+
+    /// Hashes files, links and headers that have no digest yet, on all cores.
+    fn fill(&mut self, keys: Vec<Key>) -> Result<(), HashError> {
+        let records = &self.records;
+        let todo: Vec<Key> = keys
+            .into_iter()
+            .filter(|key| {
+                records.get(key).is_some_and(|record| record.digest.is_none() && record.kind != RecordKind::Directory)
+            })
+            .collect();
+        let (view, index) = (self.view, self.index);
+        let done: Vec<(Key, Digest)> = todo
+            .into_par_iter()
+            .map(|key| {
+                let plain = key.strip_suffix(&[0]).unwrap_or(&key);
+                let path = path_buf(zeros_to_slashes(plain).strip_prefix(b"/").unwrap_or_default());
+                let digest = file_digest(view, index, &path, &records[&key].metadata)?;
+                Ok((key, digest))
+            })
+            .collect::<Result<_, HashError>>()?;
+        for (key, digest) in done {
+            if let Some(record) = self.records.get_mut(&key) {
+                record.digest = Some(digest);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn file_digest(
+    view: View<'_>,
+    index: Option<&dyn Index>,
+    path: &Path,
+    metadata: &Metadata,
+) -> Result<Digest, HashError> {
+    if metadata.is_file()
+        && let Some(digest) = index.and_then(|index| index.get(path, metadata))
+    {
+        return Ok(digest);
+    }
+    let entry = view.read_entry(path)?;
+    let stat = &entry.metadata;
+    let (kind, link): (u8, &[u8]) = match stat.kind {
+        Kind::File | Kind::Socket => (b'0', b""),
+        Kind::Symlink => (b'2', entry.link.as_deref().unwrap_or(OsStr::new("")).as_bytes()),
+        Kind::CharDevice => (b'3', b""),
+        Kind::BlockDevice => (b'4', b""),
+        Kind::Directory => (b'5', b""),
+        Kind::Fifo => (b'6', b""),
+    };
+    let mode = if stat.kind == Kind::Symlink { 0o777 } else { stat.mode };
+    let size = if stat.kind == Kind::File { stat.size } else { 0 };
+    let mut hasher = Hasher::new();
+    let header = format!("namemode{mode}uid{}gid{}size{size}typeflag{}linkname", stat.uid, stat.gid, char::from(kind));
+    hasher.update(header.as_bytes());
+    hasher.update(link);
+    hasher.update(format!("unamegnamedevmajor{}devminor{}", stat.device.major, stat.device.minor).as_bytes());
+    for (name, value) in &entry.xattrs {
+        let bytes = name.as_bytes();
+        let is_system = bytes.starts_with(b"security.") || bytes.starts_with(b"system.");
+        if is_engine_xattr(name) || is_system && bytes != b"security.capability" {
+            continue;
+        }
+        hasher.update(bytes);
+        hasher.update(value);
+    }
+    if stat.kind == Kind::File && stat.size > 0 {
+        let changed = || HashError::Changed { path: path.to_owned() };
+        let read = |source| HashError::Read { path: path.to_owned(), source };
+        let mut file = view.open_file(path)?;
+        let before = hasher.size_bytes();
+        let mut buffer = vec![0; 128 << 10];
+        loop {
+            match file.read(&mut buffer).map_err(read)? {
+                0 => break,
+                got => hasher.update(&buffer[..got]),
+            }
+        }
+        if hasher.size_bytes() - before != stat.size {
+            return Err(changed());
+        }
+    }
+    if stat.kind == Kind::File {
+        let after = view.tree().metadata(path, false)?;
+        let state = |metadata: &Metadata| (metadata.identity(), metadata.size, metadata.mtime, metadata.ctime);
+        if state(&after) != state(metadata) {
+            return Err(HashError::Changed { path: path.to_owned() });
+        }
+    }
+    let digest = hasher.finish();
+    if metadata.is_file()
+        && let Some(index) = index
+    {
+        index.put(path, metadata, &digest);
+    }
+    Ok(digest)
+}
+
+/// The clean absolute path, the root as the empty one.
+fn key_path(path: &str) -> Vec<u8> {
+    let clean = build_engine_rootfs::clean(path);
+    if clean.as_os_str().is_empty() {
+        return Vec::new();
+    }
+    [b"/", clean.as_os_str().as_bytes()].concat()
+}
+
+fn key_of(path: &str) -> Key {
+    slashes_to_zeros(&key_path(path))
+}
+
+fn slashes_to_zeros(path: &[u8]) -> Vec<u8> {
+    path.iter().map(|byte| if *byte == b'/' { 0 } else { *byte }).collect()
+}
+
+fn zeros_to_slashes(key: &[u8]) -> Vec<u8> {
+    key.iter().map(|byte| if *byte == 0 { b'/' } else { *byte }).collect()
+}
+
+fn path_buf(path: &[u8]) -> PathBuf {
+    PathBuf::from(OsStr::from_bytes(path))
+}
+
+fn base(path: &[u8]) -> &[u8] {
+    path.rsplit(|byte| *byte == b'/').next().unwrap_or_default()
+}
+
+fn relative_to(name: &[u8], dir: &[u8]) -> Vec<u8> {
+    let name = [name, b"/"].concat();
+    let dir = [dir, b"/"].concat();
+    let relative = name.strip_prefix(&dir[..]).unwrap_or(&name);
+    relative.strip_suffix(b"/").unwrap_or(relative).to_vec()
+}
+
+fn reversed(path: &[u8], separator: u8) -> Vec<Vec<u8>> {
+    path.split(|byte| *byte == separator).rev().map(<[u8]>::to_vec).collect()
+}
+
+fn joined(components: &[Vec<u8>]) -> Key {
+    let mut key = Key::new();
+    for component in components {
+        key.push(0);
+        key.extend_from_slice(component);
+    }
+    key
+}
+
+/// The part of a clean absolute path before its first wildcard, and the rest.
+fn split_wildcards(path: &[u8]) -> (Vec<u8>, Vec<u8>) {
+    let components: Vec<&[u8]> = path.split(|byte| *byte == b'/').skip(1).collect();
+    let first = components.iter().position(|name| has_wildcard(&String::from_utf8_lossy(name)));
+    let (plain, wild) = components.split_at(first.unwrap_or(components.len()));
+    let join = |parts: &[&[u8]]| parts.iter().flat_map(|part| [b"/", *part].concat()).collect::<Vec<u8>>();
+    (join(plain), join(wild))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::{PermissionsExt as _, symlink};
+
+    use build_engine_rootfs::Tree;
+
+    use super::*;
+
+    const FILE_DATA0: &str = "sha256:cd8e75bca50f2d695f220d0cb0997d8ead387e4f926e8669a92d7f104cc9885b";
+    const FILE_DATA1: &str = "sha256:c2b5e234f5f38fc5864da7def04782f82501a40d46192e4207d5b3f0c3c4732b";
+    const DIR_D0: &str = "sha256:d47454417d2c554067fbefe5f5719edc49f3cfe969c36b62e34a187a4da0cc9a";
+    const DIR_D0_BY_FILE: &str = "sha256:6b612ad5c13159112ae26357ef7bd34df29916941ba40ec2ce38dfb70c6c60c3";
+    const DIR_D0_MODIFIED: &str = "sha256:555ffa3028630d97ba37832b749eda85ab676fd64ffb629fbf0f4ec8c1e3bff1";
+    const DOUBLE_STAR: &str = "sha256:aa7448215bbf5b837b35ce64467857d8b9747965573d14d4b31b370586370971";
+
+    /// `path/` is a directory, `path=data` a file, `path>target` a link; modes as BuildKit's own tests have them.
+    fn tree(lines: &[&str]) -> (tempfile::TempDir, Tree) {
+        let dir = tempfile::tempdir().unwrap();
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        for line in lines {
+            if let Some((path, target)) = line.split_once('>') {
+                symlink(target, dir.path().join(path)).unwrap();
+            } else if let Some((path, data)) = line.split_once('=') {
+                fs::write(dir.path().join(path), data).unwrap();
+                fs::set_permissions(dir.path().join(path), fs::Permissions::from_mode(0o644)).unwrap();
+            } else {
+                fs::create_dir(dir.path().join(line)).unwrap();
+                fs::set_permissions(dir.path().join(line), fs::Permissions::from_mode(0o755)).unwrap();
+            }
+        }
+        let tree = Tree::open(dir.path()).unwrap();
+        (dir, tree)
+    }
+
+    /// Owners count, so the view says root for all, as the tests of BuildKit run as root.
+    fn ask(tree: &Tree, question: &Question) -> String {
+        let root = |_: &Path, _: bool| Visibility::Visible;
+        let view = View::context(tree).with_filter(&root);
+        let mut hash = ContentHash::new(view, None).unwrap();
+        // A snapshot's root has a header of its own.
+        hash.records.get_mut(&[0][..]).unwrap().digest = None;
+        match hash.digest(question) {
+            Ok(digest) => digest.to_string(),
+            Err(error) => error.to_string(),
+        }
+    }
+
+    fn question(path: &str, flags: &str) -> Question {
+        Question {
+            path: path.into(),
+            follow_links: flags.contains('f'),
+            wildcard: flags.contains('w'),
+            ..Question::default()
+        }
+    }
+
+    fn check(lines: &[&str], cases: &[(&str, &str, &str)]) {
+        let (_dir, tree) = tree(lines);
+        for (path, flags, expected) in cases {
+            assert_eq!(ask(&tree, &question(path, flags)), *expected, "{path} {flags}");
+        }
+    }
+
+    /// F1-093. Digests: `cache/contenthash/checksum_test.go` of BuildKit.
+    #[test]
+    fn files_and_directories_have_the_digests_of_buildkit() {
+        check(
+            &["foo=data0", "bar=data1", "d0/", "d0/abc=data0", "d0/def>abc", "d0/ghi>nosuchfile"],
+            &[
+                ("nosuch", "f", "`/nosuch` not found"),
+                ("foo", "f", FILE_DATA0),
+                ("bar", "f", FILE_DATA1),
+                ("d0/abc", "f", FILE_DATA0),
+                ("d0/def", "f", FILE_DATA0),
+                ("d0/ghi", "f", "`/d0/ghi` not found"),
+                ("/", "f", "sha256:427c9cf9ae98c0f81fb57a3076b965c7c149b6b0a85625ad4e884236649a42c6"),
+                ("d0", "f", DIR_D0),
+            ],
+        );
+        check(&["abc=data0", "def>abc", "ghi>nosuchfile"], &[("/", "f", DIR_D0)]);
+        check(&["abc=data0", "def>abc"], &[("/", "f", DIR_D0_MODIFIED)]);
+        check(
+            &["d0/", "d0/foo/", "d0/foo/bar=data0", "d0/foo-subdir/", "d0/foo.subdir=data1"],
+            &[("d0", "f", "sha256:14276c302c940a80f82ca5477bf766c98a24702d6a9948ee71bb277cdad3ae05")],
+        );
+        check(
+            &["d0/", "d0/foo/", "d0/foo/bar=data0", "d0/foo/subdir1/", "d0/foo/subdir1/baz=data1", "d0/foo/subdir2/"],
+            &[("d0/foo", "", "sha256:e76717544f71725bd759a981554ca17c286b3d222598f46a671b983fd2b8172d")],
+        );
+    }
+
+    /// Source: TestChecksumWildcardOrFilter, TestSymlinksNoFollow.
+    #[test]
+    fn wildcards_and_links_have_the_digests_of_buildkit() {
+        let foo = Digest::sha256(format!("\0foo{FILE_DATA0}").as_bytes()).to_string();
+        check(
+            &[
+                "bar=data1",
+                "foo=data0",
+                "fox=data2",
+                "x/",
+                "x/d0/",
+                "x/d0/abc=data0",
+                "x/d0/def>abc",
+                "x/d0/ghi>nosuchfile",
+                "y1>foo",
+                "y2>fox",
+            ],
+            &[
+                ("f*o", "w", &foo),
+                ("f*", "w", "sha256:0b6731924f0a32a812bf8a729202e55e54ded331f9e4ff2397f681e43694e086"),
+                ("x/d?", "w", DIR_D0_BY_FILE),
+                ("x/d?/def", "fw", FILE_DATA0),
+                ("y*", "fw", "sha256:982153600b9653a1decb0f961e09e2bc1be335cfcaac9b39dbd1120b65fdf92c"),
+            ],
+        );
+        let sym = "sha256:a2ba571981f48ec34eb79c9a3ab091b6491e825c2f7e9914ea86e8e958be7fae";
+        let broken = "sha256:9b761577efcb1239cf4be971914c5d7404914dd32ff436401af1764dc5446b83";
+        let lines = ["target=data0", "sym>target", "sym2>target2", "foo/", "foo/ghi>target", "y1>foo/ghi"];
+        check(
+            &lines,
+            &[
+                ("sym", "w", sym),
+                ("foo/ghi", "w", sym),
+                ("foo/ghi", "fw", "`/foo/ghi` not found"),
+                ("y1", "fw", "`/y1` not found"),
+                ("sym", "", sym),
+                ("foo/ghi", "", sym),
+                ("foo", "f", broken),
+                ("fo?", "fw", "sha256:2797e710c6d1a89ff2d91c834b828b1dc500f2982430a58241df8e146f4c4bb4"),
+            ],
+        );
+        let (_dir, tree) = tree(&lines);
+        let with_exclude = Question { exclude_patterns: vec!["*.git".into()], ..question("foo", "f") };
+        assert_eq!(ask(&tree, &with_exclude), broken);
+    }
+
+    /// Source: TestSymlinkThroughParent, TestSymlinkInPathHandleChange.
+    #[test]
+    fn links_on_the_way_are_followed_inside_the_tree() {
+        check(
+            &[
+                "d1/",
+                "d1/sub/",
+                "d1/sub/foo=data0",
+                "d1/sub/bar>/link",
+                "d1/sub/baz>../../../link",
+                "d1/sub/bay>../../../../link/.",
+                "d1/def>sub",
+                "sub/",
+                "sub/d0/",
+                "sub/d0/abc=data0",
+                "sub/d0/def>abc",
+                "sub/d0/ghi>nosuchfile",
+                "link>sub/d0",
+                "loop>loop",
+            ],
+            &[
+                ("d1/def/foo", "f", FILE_DATA0),
+                ("d1/def/bar/abc", "f", FILE_DATA0),
+                ("sub/d0", "f", DIR_D0),
+                ("d1/def/baz", "f", DIR_D0),
+                ("d1/def/bay", "f", DIR_D0),
+                ("link", "f", DIR_D0),
+                ("loop", "f", "too many symbolic links in `/loop`"),
+            ],
+        );
+    }
+
+    /// Source: TestChecksumIncludeDoubleStar, testChecksumIncludeExclude, TestChecksumIncludeSymlink.
+    #[test]
+    fn patterns_select_as_buildkit_selects() {
+        let (_dir, tree) = tree(&[
+            "prefix/",
+            "prefix/a/",
+            "prefix/a/b/",
+            "prefix/a/b/c/",
+            "prefix/a/b/c/foo/",
+            "prefix/a/b/c/foo/bar=abc",
+            "link>prefix",
+        ]);
+        let include = |path: &str, flags: &str, patterns: &[&str]| Question {
+            include_patterns: patterns.iter().map(ToString::to_string).collect(),
+            ..question(path, flags)
+        };
+        for flags in ["", "w"] {
+            for patterns in [["**/foo/**", "**/report"], ["**/foo", "**/report"]] {
+                assert_eq!(ask(&tree, &include("prefix/a", flags, &patterns)), DOUBLE_STAR, "{patterns:?} {flags}");
+            }
+            let nothing = Digest::sha256(b"").to_string();
+            assert_eq!(ask(&tree, &include("prefix/a", flags, &["**/none/**"])), nothing);
+            let direct = ask(&tree, &include("prefix/a/b", flags, &["**/bar"]));
+            assert_ne!(direct, nothing);
+            assert_eq!(ask(&tree, &include("link/a/b", flags, &["**/bar"])), direct);
+            let excluded =
+                Question { exclude_patterns: vec!["**/bar".into()], ..include("prefix/a", flags, &["**/foo/**"]) };
+            assert_ne!(ask(&tree, &excluded), DOUBLE_STAR);
+        }
+        let required = Question { required_paths: vec!["/prefix/x".into()], ..question("prefix/*", "w") };
+        assert_eq!(ask(&tree, &required), "`/prefix/x` not found");
+    }
+
+    #[test]
+    fn what_a_filter_hides_does_not_count() {
+        let (_dir, full) = tree(&["d0/", "d0/abc=data0", "d0/def>abc", "d0/ghi>nosuchfile", "d0/x/", "d0/x/y=1"]);
+        let filter = |path: &Path, is_dir: bool| match path.to_str() {
+            Some("d0/x") if is_dir => Visibility::Through,
+            Some("d0/x/y") => Visibility::Hidden,
+            _ => Visibility::Visible,
+        };
+        let mut hash = ContentHash::new(View::context(&full).with_filter(&filter), None).unwrap();
+        assert_eq!(hash.digest(&question("d0", "")).unwrap().to_string(), DIR_D0);
+    }
+}

@@ -1,0 +1,158 @@
+//! A tree as a copy or a content hash sees it.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use build_engine_rootfs::{Entry, Error, Kind, Metadata, Tree, clean};
+
+/// What a filter says about a path of a tree.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Visibility {
+    /// It is there.
+    Visible,
+    /// It is not, nor is anything below it.
+    Hidden,
+    /// A directory that is there only if something below it is.
+    Through,
+}
+
+/// Decides about a path (relative, without links) that is, or is not, a directory.
+pub type Filter<'a> = dyn Fn(&Path, bool) -> Visibility + Sync + 'a;
+
+/// A tree, with a filter and with owners as its source has them.
+#[derive(Clone, Copy)]
+pub struct View<'a> {
+    tree: &'a Tree,
+    filter: Option<&'a Filter<'a>>,
+    is_context: bool,
+}
+
+impl std::fmt::Debug for View<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("View").field("tree", self.tree).field("is_context", &self.is_context).finish_non_exhaustive()
+    }
+}
+
+impl<'a> View<'a> {
+    /// All of a snapshot.
+    pub fn new(tree: &'a Tree) -> Self {
+        Self { tree, filter: None, is_context: false }
+    }
+
+    /// A build context: everything belongs to root, as BuildKit's clients send it.
+    pub fn context(tree: &'a Tree) -> Self {
+        Self { tree, filter: None, is_context: true }
+    }
+
+    /// Leaves out what `filter` hides.
+    #[must_use]
+    pub fn with_filter(mut self, filter: &'a Filter<'a>) -> Self {
+        self.filter = Some(filter);
+        self
+    }
+
+    /// The tree behind it.
+    pub fn tree(self) -> &'a Tree {
+        self.tree
+    }
+
+    pub(crate) fn is_context(self) -> bool {
+        self.is_context
+    }
+
+    pub(crate) fn visibility(self, path: &Path, is_dir: bool) -> Visibility {
+        if path.as_os_str().is_empty() {
+            return Visibility::Visible;
+        }
+        self.filter.map_or(Visibility::Visible, |filter| filter(path, is_dir))
+    }
+
+    /// What is at `path`, a path without links; `None` also for what is hidden.
+    pub(crate) fn find(self, path: &Path) -> Result<Option<Metadata>, Error> {
+        let Some(found) = self.tree.find(path, false)? else { return Ok(None) };
+        match self.visibility(path, found.is_dir()) {
+            Visibility::Visible => Ok(Some(found)),
+            Visibility::Hidden => Ok(None),
+            Visibility::Through => {
+                for (name, _, visibility) in self.read_dir(path)? {
+                    let inside = path.join(name);
+                    if visibility == Visibility::Visible || self.find(&inside)?.is_some() {
+                        return Ok(Some(found));
+                    }
+                }
+                Ok(None)
+            }
+        }
+    }
+
+    /// Names in a directory that are not hidden, sorted.
+    pub(crate) fn read_dir(self, path: &Path) -> Result<Vec<(OsString, Metadata, Visibility)>, Error> {
+        let dir = self.tree.subtree(path)?;
+        let mut names = Vec::new();
+        for name in dir.read_dir("")? {
+            let inside = path.join(&name);
+            let Some(found) = dir.find(&name, false)? else { continue };
+            let visibility = self.visibility(&inside, found.is_dir());
+            if visibility != Visibility::Hidden {
+                names.push((name, found, visibility));
+            }
+        }
+        Ok(names)
+    }
+
+    /// Like [`Tree::canonical`], but what is hidden does not exist.
+    pub(crate) fn canonical(self, path: &Path, follow_last: bool) -> Result<PathBuf, Error> {
+        if self.filter.is_none() {
+            return self.tree.canonical(path, follow_last);
+        }
+        let mut rest: Vec<OsString> = clean(path).iter().rev().map(ToOwned::to_owned).collect();
+        let mut current = PathBuf::new();
+        let mut links = 0;
+        while let Some(name) = rest.pop() {
+            if name == ".." {
+                current.pop();
+                continue;
+            }
+            current.push(&name);
+            if rest.is_empty() && !follow_last {
+                break;
+            }
+            let Some(found) = self.tree.find(&current, false)? else { continue };
+            if found.kind != Kind::Symlink || self.visibility(&current, false) == Visibility::Hidden {
+                continue;
+            }
+            links += 1;
+            if links > 255 {
+                return Err(Error::TooManyLinks { path: path.to_owned() });
+            }
+            let target = PathBuf::from(self.tree.read_link(&current)?);
+            current.pop();
+            if target.is_absolute() {
+                current = PathBuf::new();
+            }
+            let components = target.components().rev().filter_map(|component| match component {
+                std::path::Component::Normal(name) => Some(name.to_owned()),
+                std::path::Component::ParentDir => Some("..".into()),
+                _ => None,
+            });
+            rest.extend(components);
+        }
+        Ok(current)
+    }
+
+    /// Everything about `path` except content.
+    pub(crate) fn read_entry(self, path: &Path) -> Result<Entry, Error> {
+        let mut entry = self.tree.read_entry(path)?;
+        if self.is_context {
+            (entry.metadata.uid, entry.metadata.gid) = (0, 0);
+        }
+        Ok(entry)
+    }
+
+    /// Opens a regular file, a path without links.
+    pub(crate) fn open_file(self, path: &Path) -> Result<File, Error> {
+        let place = self.tree.place(path)?;
+        place.as_place().open_file().map_err(|errno| Error::new("open", path, errno))
+    }
+}

@@ -1,0 +1,280 @@
+//! The two forms of a layer: a tree, and a blob that can be sent somewhere.
+//!
+//! A layer that a step wrote becomes a blob when someone asks for it, once per compression. A layer that came as a blob
+//! keeps that blob as its form for ever: its bytes are fetched again rather than made from the tree, because no two
+//! archivers write the same bytes.
+//!
+//! What an archive leaves out (the attributes of a parent directory, the target of a hard link) comes from the layers below
+//! when it is applied. That is why a tree made from a blob is shared only where the same layers are below it.
+
+use std::io::{self, Read, Write};
+
+use build_engine_oci::{Descriptor, DiffId, Digest, Hasher, media_type};
+use build_engine_rootfs::Tree;
+
+use crate::content::BlobWriter;
+use crate::error::{Error, Result, is_no_space};
+use crate::layer::compress::{Compression, FramedWriter, decompress};
+use crate::layer::{self, ApplyOptions, LayerError, TreeEntries, WriteOptions};
+use crate::layout::Store;
+use crate::snapshot::{LayerId, Snapshot};
+use crate::state::{Form, IMPORTED};
+
+/// A layer as a blob.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LayerBlob {
+    /// Media type, digest and size.
+    pub descriptor: Descriptor,
+    /// Hash of the uncompressed archive.
+    pub diff_id: DiffId,
+    /// Size of the uncompressed archive.
+    pub uncompressed_bytes: u64,
+}
+
+impl From<Form> for LayerBlob {
+    fn from(form: Form) -> Self {
+        Self { descriptor: form.descriptor, diff_id: form.diff_id.into(), uncompressed_bytes: form.uncompressed_bytes }
+    }
+}
+
+impl Store {
+    /// Returns the blob of a layer, making it if there is none yet. Who asks at the same time waits for the first.
+    ///
+    /// Times after `epoch` (seconds since 1970) become `epoch`. A layer that came as a blob is that blob, whatever
+    /// compression and epoch say; it may be absent from the store ([`Store::has_blob`]) and has to be fetched then.
+    pub fn layer_blob(&self, layer: &LayerId, compression: Compression, epoch: Option<i64>) -> Result<LayerBlob> {
+        if let Some(form) = self.form(layer.as_str(), IMPORTED, "")? {
+            return Ok(form.into());
+        }
+        let name = compression_name(compression);
+        let epoch_text = epoch.map(|epoch| epoch.to_string()).unwrap_or_default();
+        let known = || -> Result<Option<LayerBlob>> {
+            let Some(form) = self.form(layer.as_str(), &name, &epoch_text)? else { return Ok(None) };
+            let (digest, size) = (&form.descriptor.digest, form.descriptor.size);
+            self.created("blob", &digest.to_string())?;
+            Ok(self.has_blob(digest, Some(size)).then(|| form.into()))
+        };
+        if let Some(blob) = known()? {
+            return Ok(blob);
+        }
+        let _claim = self.claim(&format!("blob of {layer} {name} {epoch_text}"))?;
+        if let Some(blob) = known()? {
+            return Ok(blob);
+        }
+        let tree = self.layer_tree(layer)?;
+        let failed = |error| layer_error(layer.as_str(), error);
+        let mut frames = FramedWriter::new(self.blob_writer()?, compression);
+        let mut entries = TreeEntries::new(&tree).map_err(failed)?;
+        let written = layer::write(&mut entries, WriteOptions { epoch }, &mut frames).map_err(failed)?;
+        let writer = frames.finish().map_err(|error| failed(LayerError::Write(error)))?;
+        let (digest, size) = writer.commit(None)?;
+        let form = Form {
+            layer: layer.to_string(),
+            compression: name,
+            epoch: epoch_text,
+            diff_id: written.diff_id.as_digest().clone(),
+            descriptor: Descriptor::new(media_type_of(compression), digest, size),
+            uncompressed_bytes: written.size_bytes,
+            base: String::new(),
+        };
+        self.save_form(&form)?;
+        Ok(form.into())
+    }
+
+    /// Returns a layer with this diff ID that can stand on top of `base`, if there is one.
+    pub fn layer_for_diff_id(&self, diff_id: &DiffId, base: &Snapshot) -> Result<Option<LayerId>> {
+        let base = base_name(base);
+        for form in self.forms_of_diff_id(diff_id.as_digest())? {
+            // A form with rewritten times is another archive than its tree would give.
+            if form.epoch.is_empty()
+                && (form.base.is_empty() || form.base == base)
+                && let Ok(layer) = form.layer.parse()
+                && self.layer_dir(&layer).is_dir()
+            {
+                return Ok(Some(layer));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Stores a blob and unpacks it on top of `base` in one pass, verifying digest, size and diff ID. The blob is the
+    /// layer's form from then on. If the layer is there already, `reader` is not read.
+    ///
+    /// # Errors
+    /// [`Error::Mismatch`] if it is not what `descriptor` and `diff_id` say; [`Error::Layer`] if it is, but is refused.
+    pub fn apply_blob(
+        &self,
+        descriptor: &Descriptor,
+        diff_id: &DiffId,
+        base: &Snapshot,
+        reader: impl Read + Send,
+    ) -> Result<LayerId> {
+        self.apply(descriptor, diff_id, base, |store| Ok((Sink::Blob(store.blob_writer()?), reader)))
+    }
+
+    /// As [`Store::apply_blob`], for a blob that is in the store.
+    ///
+    /// # Errors
+    /// [`Error::UnknownBlob`] if it is not. [`Error::Mismatch`] if it is damaged: it is removed then, to be fetched again.
+    pub fn apply_stored_blob(&self, descriptor: &Descriptor, diff_id: &DiffId, base: &Snapshot) -> Result<LayerId> {
+        self.apply(descriptor, diff_id, base, |store| {
+            match store.open_blob(&descriptor.digest, Some(descriptor.size))? {
+                Some((file, _)) => Ok((Sink::Hash(Hasher::new()), file)),
+                None => Err(Error::UnknownBlob(descriptor.digest.clone())),
+            }
+        })
+    }
+
+    fn apply<R: Read + Send>(
+        &self,
+        descriptor: &Descriptor,
+        diff_id: &DiffId,
+        base: &Snapshot,
+        open: impl FnOnce(&Self) -> Result<(Sink, R)>,
+    ) -> Result<LayerId> {
+        let _claim = self.claim(&format!("apply {diff_id} {base}"))?;
+        if let Some(layer) = self.layer_for_diff_id(diff_id, base)? {
+            self.created("layer", layer.as_str())?;
+            if self.layer_dir(&layer).is_dir() {
+                return Ok(layer);
+            }
+        }
+        let active = self.active_layer(base)?;
+        let (sink, reader) = open(self)?;
+        let mut tee = Tee { reader: reader.take(descriptor.size.saturating_add(1)), sink };
+        let lowers: Vec<Tree> =
+            base.layers().iter().rev().map(|layer| self.layer_tree(layer)).collect::<Result<_>>()?;
+        let lowers: Vec<&Tree> = lowers.iter().collect();
+        let failed = |error| layer_error(&descriptor.digest.to_string(), error);
+        let applied = match decompress(&mut tee) {
+            Ok(archive) => {
+                let options = ApplyOptions { lowers: &lowers, ..ApplyOptions::default() };
+                layer::apply(archive, &active.tree()?, options)
+            }
+            Err(error) => Err(LayerError::Read(error)),
+        };
+        if let Err(error) = &applied
+            && no_space(error)
+        {
+            return Err(failed(applied.expect_err("just matched")));
+        }
+        // The rest of the blob belongs to its digest. And if the bytes are wrong, that is the reason for all else.
+        io::copy(&mut tee, &mut io::sink()).map_err(|error| failed(LayerError::Read(error)))?;
+        self.finish_blob(tee.sink, descriptor)?;
+        let applied = applied.map_err(failed)?;
+        if applied.diff_id != *diff_id {
+            return Err(Error::Mismatch {
+                what: format!("content of layer {}:", descriptor.digest),
+                expected: diff_id.to_string(),
+                actual: applied.diff_id.to_string(),
+                size_bytes: applied.size_bytes,
+            });
+        }
+        let description = format!("unpacked {}", descriptor.digest);
+        let layer = self.commit_unchanged(active, &description, LayerId::random(), Vec::new())?;
+        self.save_form(&Form {
+            layer: layer.to_string(),
+            compression: IMPORTED.to_owned(),
+            epoch: String::new(),
+            diff_id: diff_id.as_digest().clone(),
+            descriptor: descriptor.clone(),
+            uncompressed_bytes: applied.size_bytes,
+            base: base_name(base),
+        })?;
+        Ok(layer)
+    }
+
+    fn finish_blob(&self, sink: Sink, descriptor: &Descriptor) -> Result<()> {
+        let Descriptor { digest, size, .. } = descriptor;
+        match sink {
+            Sink::Blob(writer) => writer.commit(Some((digest, *size))).map(drop),
+            Sink::Hash(hasher) => {
+                let size_bytes = hasher.size_bytes();
+                let actual = hasher.finish();
+                // A digest of another algorithm is checked by reading once more.
+                let is_good = if digest.algorithm() == actual.algorithm() {
+                    actual == *digest
+                } else {
+                    self.verify_blob(digest) == crate::BlobState::Good
+                };
+                if is_good {
+                    return Ok(());
+                }
+                self.remove_blob(digest)?;
+                Err(Error::Mismatch {
+                    what: "stored blob".to_owned(),
+                    expected: digest.to_string(),
+                    actual: actual.to_string(),
+                    size_bytes,
+                })
+            }
+        }
+    }
+}
+
+/// Where the bytes of a blob go while it is unpacked.
+enum Sink {
+    Blob(BlobWriter),
+    Hash(Hasher),
+}
+
+/// Reads a blob and hands on what was read.
+struct Tee<R> {
+    reader: R,
+    sink: Sink,
+}
+
+impl<R: Read> Read for Tee<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.reader.read(buffer)?;
+        match &mut self.sink {
+            Sink::Blob(writer) => writer.write_all(&buffer[..count])?,
+            Sink::Hash(hasher) => hasher.update(&buffer[..count]),
+        }
+        Ok(count)
+    }
+}
+
+fn base_name(base: &Snapshot) -> String {
+    Digest::sha256(base.to_string().as_bytes()).hex().to_owned()
+}
+
+fn compression_name(compression: Compression) -> String {
+    match compression {
+        Compression::Uncompressed => "uncompressed".to_owned(),
+        Compression::Gzip { level } => format!("gzip {level}"),
+        Compression::Zstd { level } => format!("zstd {level}"),
+    }
+}
+
+fn media_type_of(compression: Compression) -> &'static str {
+    match compression {
+        Compression::Uncompressed => media_type::OCI_LAYER,
+        Compression::Gzip { .. } => media_type::OCI_LAYER_GZIP,
+        Compression::Zstd { .. } => media_type::OCI_LAYER_ZSTD,
+    }
+}
+
+/// The failure of the system behind a layer's, if there is one.
+fn io_of(error: &LayerError) -> Option<&io::Error> {
+    match error {
+        LayerError::Read(source) | LayerError::Write(source) | LayerError::Content { source, .. } => Some(source),
+        LayerError::Tree(build_engine_rootfs::Error::Io { source, .. }) => Some(source),
+        _ => None,
+    }
+}
+
+fn no_space(error: &LayerError) -> bool {
+    io_of(error).is_some_and(is_no_space)
+}
+
+fn layer_error(layer: &str, error: LayerError) -> Error {
+    match io_of(&error) {
+        Some(source) if is_no_space(source) => {
+            // The error itself cannot be taken out of its enum without copying; its code says all.
+            let source = source.raw_os_error().map_or_else(|| source.kind().into(), io::Error::from_raw_os_error);
+            Error::NoSpace { action: "write layer", path: layer.into(), source }
+        }
+        _ => Error::Layer { layer: layer.to_owned(), source: error },
+    }
+}

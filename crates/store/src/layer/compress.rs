@@ -1,0 +1,337 @@
+//! Compression of blobs: out in independent frames, in whatever form it comes.
+//!
+//! [`FramedWriter`] cuts its input into frames of [`FRAME_BYTES`], compresses them on all cores and writes them in order:
+//! members of a gzip file, frames of a zstd file. Every reader of either format accepts several. The bytes follow from
+//! content, kind and level alone, never from timing. [`decompress`] reads gzip, zstd and plain data by looking at it.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, TryRecvError, channel};
+
+/// Uncompressed size of a frame.
+pub const FRAME_BYTES: usize = 1 << 20;
+/// Expansion is not judged before this much came out.
+const RATIO_FREE_BYTES: u64 = 100 << 20;
+/// Largest expansion after that.
+const MAX_RATIO: u64 = 1000;
+/// Largest window of a zstd frame, as the `zstd` program allows it.
+const ZSTD_WINDOW_LOG: u32 = 27;
+
+/// How a blob is compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Compression {
+    /// Not at all.
+    Uncompressed,
+    /// As a gzip file.
+    Gzip {
+        /// 0 (stored) to 12 (slowest).
+        level: i32,
+    },
+    /// As a zstd file.
+    Zstd {
+        /// 1 to 22.
+        level: i32,
+    },
+}
+
+impl Compression {
+    /// Gzip as layers usually have it.
+    pub const GZIP: Self = Self::Gzip { level: 6 };
+    /// Zstd as layers usually have it.
+    pub const ZSTD: Self = Self::Zstd { level: 3 };
+
+    fn frame(self, content: &[u8]) -> io::Result<Vec<u8>> {
+        match self {
+            Self::Uncompressed => Ok(content.to_vec()),
+            Self::Gzip { level } => {
+                let level = libdeflater::CompressionLvl::new(level)
+                    .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "the gzip level is not one of 0 to 12"))?;
+                let mut compressor = libdeflater::Compressor::new(level);
+                let mut out = vec![0; compressor.gzip_compress_bound(content.len())];
+                let length = compressor
+                    .gzip_compress(content, &mut out)
+                    .map_err(|error| io::Error::other(format!("cannot compress a frame: {error}")))?;
+                out.truncate(length);
+                Ok(out)
+            }
+            Self::Zstd { level } => zstd::bulk::compress(content, level),
+        }
+    }
+}
+
+/// Compresses what is written to it, in frames, on rayon's threads.
+///
+/// At most two frames per thread are in memory. [`FramedWriter::finish`] is needed: dropping it loses the last frames.
+pub struct FramedWriter<W> {
+    out: W,
+    compression: Compression,
+    frame: Vec<u8>,
+    running: VecDeque<Receiver<io::Result<Vec<u8>>>>,
+    frames: u64,
+}
+
+impl<W: fmt::Debug> fmt::Debug for FramedWriter<W> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FramedWriter").field("out", &self.out).field("compression", &self.compression).finish()
+    }
+}
+
+impl<W: Write> FramedWriter<W> {
+    /// Writes compressed data to `out`.
+    pub fn new(out: W, compression: Compression) -> Self {
+        Self { out, compression, frame: Vec::new(), running: VecDeque::new(), frames: 0 }
+    }
+
+    fn submit(&mut self) -> io::Result<()> {
+        let content = std::mem::take(&mut self.frame);
+        let compression = self.compression;
+        self.frames += 1;
+        let (sender, receiver) = channel();
+        rayon::spawn(move || {
+            // The receiver is gone if the writer was dropped: then nobody wants the frame.
+            let _ = sender.send(compression.frame(&content));
+        });
+        self.running.push_back(receiver);
+        while self.running.len() > 2 * rayon::current_num_threads() {
+            self.write_oldest()?;
+        }
+        Ok(())
+    }
+
+    fn write_oldest(&mut self) -> io::Result<()> {
+        let Some(receiver) = self.running.pop_front() else { return Ok(()) };
+        let lost = || io::Error::other("the compression of a frame was aborted");
+        let frame = loop {
+            match receiver.try_recv() {
+                Ok(frame) => break frame?,
+                Err(TryRecvError::Disconnected) => return Err(lost()),
+                // On one of rayon's own threads, waiting would keep it from the very work that is waited for.
+                Err(TryRecvError::Empty) => match rayon::yield_now() {
+                    Some(_) => {}
+                    None => break receiver.recv().map_err(|_| lost())??,
+                },
+            }
+        };
+        self.out.write_all(&frame)
+    }
+
+    /// Writes what is left and returns the output, not flushed.
+    ///
+    /// # Errors
+    /// The output's; what it got until then is incomplete.
+    pub fn finish(mut self) -> io::Result<W> {
+        if self.compression != Compression::Uncompressed && (!self.frame.is_empty() || self.frames == 0) {
+            // No content is one empty frame, because no bytes are not a gzip file.
+            self.submit()?;
+        }
+        while !self.running.is_empty() {
+            self.write_oldest()?;
+        }
+        Ok(self.out)
+    }
+}
+
+impl<W: Write> Write for FramedWriter<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.compression == Compression::Uncompressed {
+            return self.out.write(bytes);
+        }
+        if self.frame.capacity() == 0 {
+            self.frame.reserve_exact(FRAME_BYTES);
+        }
+        let taken = bytes.len().min(FRAME_BYTES - self.frame.len());
+        self.frame.extend_from_slice(&bytes[..taken]);
+        if self.frame.len() == FRAME_BYTES {
+            self.submit()?;
+        }
+        Ok(taken)
+    }
+
+    /// Flushes the output; the frame that is being filled stays, because cutting it would change the bytes.
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}
+
+/// Reads `reader` uncompressed: gzip (several members), zstd (several frames) or plain, by its first bytes.
+///
+/// The result fails as soon as more than 1000 times the compressed size came out, after the first 100 MiB; layers
+/// report that as [`super::LayerError::Limit`].
+///
+/// # Errors
+/// If the first bytes cannot be read, or are those of a format that is recognised and not supported (bzip2, xz).
+pub fn decompress<'a>(reader: impl Read + Send + 'a) -> io::Result<Box<dyn Read + Send + 'a>> {
+    let consumed = Arc::new(AtomicU64::new(0));
+    let mut reader = BufReader::with_capacity(64 << 10, Counted { reader, count: consumed.clone() });
+    let mut magic = [0; 6];
+    let mut length = 0;
+    // A pipe may hand out single bytes.
+    let mut head = Vec::new();
+    while length < magic.len() {
+        let got = reader.read(&mut magic[length..])?;
+        if got == 0 {
+            break;
+        }
+        length += got;
+    }
+    head.extend_from_slice(&magic[..length]);
+    let format = Format::of(&head);
+    let whole = io::Cursor::new(head).chain(reader);
+    let limited = |reader| Limited { reader, consumed, produced: 0 };
+    Ok(match format {
+        Format::Plain => Box::new(whole),
+        Format::Gzip => {
+            Box::new(limited(Decoder::Gzip(Box::new(flate2::bufread::MultiGzDecoder::new(BufReader::new(whole))))))
+        }
+        Format::Zstd => {
+            let mut decoder = zstd::stream::read::Decoder::with_buffer(BufReader::new(whole))?;
+            decoder.window_log_max(ZSTD_WINDOW_LOG)?;
+            Box::new(limited(Decoder::Zstd(decoder)))
+        }
+        Format::Unsupported(name) => {
+            let message = format!("{name} compression is not supported");
+            return Err(io::Error::new(io::ErrorKind::Unsupported, message));
+        }
+    })
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Format {
+    Plain,
+    Gzip,
+    Zstd,
+    Unsupported(&'static str),
+}
+
+impl Format {
+    fn of(head: &[u8]) -> Self {
+        match head {
+            [0x1f, 0x8b, 0x08, ..] => Self::Gzip,
+            [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Self::Zstd,
+            [b'B', b'Z', b'h', ..] => Self::Unsupported("bzip2"),
+            [0xfd, b'7', b'z', b'X', b'Z', 0] => Self::Unsupported("xz"),
+            _ => Self::Plain,
+        }
+    }
+}
+
+enum Decoder<R: BufRead> {
+    Gzip(Box<flate2::bufread::MultiGzDecoder<R>>),
+    Zstd(zstd::stream::read::Decoder<'static, R>),
+}
+
+impl<R: BufRead> Read for Decoder<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Gzip(decoder) => decoder.read(buffer),
+            Self::Zstd(decoder) => decoder.read(buffer),
+        }
+    }
+}
+
+struct Counted<R> {
+    reader: R,
+    count: Arc<AtomicU64>,
+}
+
+impl<R: Read> Read for Counted<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let got = self.reader.read(buffer)?;
+        self.count.fetch_add(got as u64, Ordering::Relaxed);
+        Ok(got)
+    }
+}
+
+struct Limited<R> {
+    reader: R,
+    consumed: Arc<AtomicU64>,
+    produced: u64,
+}
+
+impl<R: Read> Read for Limited<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let got = self.reader.read(buffer)?;
+        self.produced += got as u64;
+        let allowed = self.consumed.load(Ordering::Relaxed).saturating_mul(MAX_RATIO).max(RATIO_FREE_BYTES);
+        if self.produced > allowed { Err(io::Error::other(ExceededRatio)) } else { Ok(got) }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("compressed data expands to more than {MAX_RATIO} times its size")]
+struct ExceededRatio;
+
+/// The limit that a failed read of [`decompress`] exceeded, if that is why it failed.
+pub(super) fn exceeded_ratio(error: &io::Error) -> Option<u64> {
+    error.get_ref()?.is::<ExceededRatio>().then_some(MAX_RATIO)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn compress(content: &[u8], compression: Compression) -> Vec<u8> {
+        let mut writer = FramedWriter::new(Vec::new(), compression);
+        for chunk in content.chunks(77_777) {
+            writer.write_all(chunk).unwrap();
+        }
+        writer.finish().unwrap()
+    }
+
+    fn noise(length: usize) -> Vec<u8> {
+        let mut state = 1_u64;
+        let mut next = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (state >> 56) as u8 & 0x1f
+        };
+        (0..length).map(|_| next()).collect()
+    }
+
+    #[test]
+    fn everything_comes_back_in_every_form() {
+        for length in [0, 1, FRAME_BYTES - 1, FRAME_BYTES, 5 * FRAME_BYTES + 3] {
+            let content = noise(length);
+            for compression in [Compression::Uncompressed, Compression::GZIP, Compression::ZSTD] {
+                let blob = compress(&content, compression);
+                let mut back = Vec::new();
+                decompress(&blob[..]).unwrap().read_to_end(&mut back).unwrap();
+                assert!(back == content, "{compression:?} {length}");
+                assert_eq!(blob, compress(&content, compression));
+            }
+        }
+    }
+
+    #[test]
+    fn a_frame_compressed_on_a_thread_of_the_pool_does_not_wait_for_itself() {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+        let content = noise(9 * FRAME_BYTES);
+        let blob = pool.install(|| compress(&content, Compression::ZSTD));
+        assert_eq!(blob, compress(&content, Compression::ZSTD));
+    }
+
+    /// L15.
+    #[test]
+    fn a_bomb_is_stopped_and_unknown_formats_are_named() {
+        let zeros = vec![0; FRAME_BYTES];
+        let member = Compression::Gzip { level: 12 }.frame(&zeros).unwrap();
+        let frame = Compression::Zstd { level: 19 }.frame(&zeros).unwrap();
+        for (part, bomb) in [(frame, true), (member, false)] {
+            let blob = part.repeat(120);
+            let result = io::copy(&mut decompress(&blob[..]).unwrap(), &mut io::sink());
+            // gzip cannot expand by more than 1032; one that stays below the limit is no bomb.
+            let expands = (120 << 20) / blob.len() as u64;
+            match result {
+                Ok(_) => assert!(expands <= MAX_RATIO),
+                Err(error) => assert_eq!(exceeded_ratio(&error), Some(1000)),
+            }
+            assert_eq!(expands > MAX_RATIO, bomb || expands > MAX_RATIO);
+        }
+        for (head, name) in [(&b"BZh91AY"[..], "bzip2"), (b"\xfd7zXZ\0\0", "xz")] {
+            let Err(error) = decompress(head) else { panic!("{name}") };
+            assert_eq!(error.to_string(), format!("{name} compression is not supported"));
+        }
+    }
+}

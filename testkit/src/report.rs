@@ -1,0 +1,123 @@
+//! What there is to say about an image, as sorted lines of `key` and `value`, and how two such reports differ.
+//!
+//! A key names one thing that can differ: `config.Env`, `history[3].created_by`, `layers`, `file /etc/passwd`. Tests list
+//! the keys in which a known deviation shows.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::Value;
+
+use crate::hex;
+use crate::image::{Image, Inode, Kind, Tree};
+
+/// The lines of a report.
+pub type Report = BTreeMap<String, String>;
+
+/// Reports on `image`: its config without times, the shape of its history, the number of layers, and every path of its
+/// tree. Modification times count only with `times`.
+pub fn report(image: &Image, times: bool) -> Report {
+    let mut report = Report::new();
+    for (key, value) in image.config.as_object().into_iter().flatten() {
+        match key.as_str() {
+            "created" if times => put(&mut report, "created", value),
+            "created" | "rootfs" | "history" | "moby.buildkit.buildinfo.v1" => {}
+            "config" => {
+                for (key, value) in value.as_object().into_iter().flatten() {
+                    put(&mut report, &format!("config.{key}"), value);
+                }
+            }
+            _ => put(&mut report, key, value),
+        }
+    }
+    for (index, entry) in image.config["history"].as_array().into_iter().flatten().enumerate() {
+        for (key, value) in entry.as_object().into_iter().flatten() {
+            if key != "created" || times {
+                put(&mut report, &format!("history[{index}].{key}"), value);
+            }
+        }
+    }
+    put(&mut report, "layers", &Value::from(image.layers.len()));
+    report.extend(tree(&image.tree, times));
+    report
+}
+
+/// Reports on every path of `tree`.
+pub fn tree(tree: &Tree, times: bool) -> Report {
+    tree.iter()
+        .map(|(path, inode)| {
+            let mut line = describe(inode);
+            let links = tree.links(path);
+            if inode.kind != Kind::Directory && links.len() > 1 {
+                line.push_str(&format!(" links={}", links.join(",")));
+            }
+            if times {
+                line.push_str(&format!(" mtime={}", inode.mtime));
+            }
+            (format!("file {path}"), line)
+        })
+        .collect()
+}
+
+/// One line on `inode`: type, mode, owner, content, extended attributes.
+pub fn describe(inode: &Inode) -> String {
+    let kind = match &inode.kind {
+        Kind::File { size, sha256 } => format!("file {size} {}", &sha256[..16]),
+        Kind::Directory => "dir".to_owned(),
+        Kind::Symlink(target) => format!("-> {target}"),
+        Kind::Device(kind, major, minor) => format!("{kind} {major},{minor}"),
+        Kind::Fifo => "fifo".to_owned(),
+    };
+    let mut line = format!("{:04o} {}:{} {kind}", inode.mode, inode.uid, inode.gid);
+    for (name, value) in &inode.xattrs {
+        line.push_str(&format!(" {name}={}", hex(value)));
+    }
+    line
+}
+
+fn put(report: &mut Report, key: &str, value: &Value) {
+    report.insert(key.to_owned(), sorted(value).to_string());
+}
+
+/// `value` with the members of every object in order, so that equal documents are equal texts.
+fn sorted(value: &Value) -> Value {
+    match value {
+        Value::Object(members) => {
+            let members: BTreeMap<&String, Value> = members.iter().map(|(key, value)| (key, sorted(value))).collect();
+            members.into_iter().map(|(key, value)| (key.clone(), value)).collect()
+        }
+        Value::Array(values) => values.iter().map(sorted).collect(),
+        other => other.clone(),
+    }
+}
+
+/// One key in which two reports differ.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Difference {
+    /// The key.
+    pub key: String,
+    /// The value on the expected side, if it has the key.
+    pub expected: Option<String>,
+    /// The value on the actual side, if it has the key.
+    pub actual: Option<String>,
+}
+
+impl std::fmt::Display for Difference {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        writeln!(f, "{}", self.key)?;
+        writeln!(f, "    expected  {}", self.expected.as_deref().unwrap_or("(nothing)"))?;
+        write!(f, "    actual    {}", self.actual.as_deref().unwrap_or("(nothing)"))
+    }
+}
+
+/// Returns every key in which `expected` and `actual` differ, in order.
+pub fn differences(expected: &Report, actual: &Report) -> Vec<Difference> {
+    let keys: BTreeSet<&String> = expected.keys().chain(actual.keys()).collect();
+    keys.into_iter()
+        .filter(|key| expected.get(*key) != actual.get(*key))
+        .map(|key| Difference {
+            key: key.clone(),
+            expected: expected.get(key).cloned(),
+            actual: actual.get(key).cloned(),
+        })
+        .collect()
+}

@@ -1,0 +1,126 @@
+//! Ctrl-C and sudden death: nothing stays behind, and the next build works.
+
+use std::fs;
+use std::process::{Child, Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use build_engine_testkit::engine::Who;
+use build_engine_testkit::peers::output;
+
+use crate::Bench;
+
+/// The processes with `marker` among their arguments, or started from the engine's own binary (a memfd copy of it too).
+fn processes(marker: &str, binary: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc").unwrap().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if !name.bytes().all(|byte| byte.is_ascii_digit()) {
+            continue;
+        }
+        let command = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let command = String::from_utf8_lossy(&command).replace('\0', " ");
+        let executable = fs::read_link(entry.path().join("exe")).unwrap_or_default();
+        if command.contains(marker) || executable.to_string_lossy().contains(binary) {
+            found.push(format!("{name}: {command}"));
+        }
+    }
+    found
+}
+
+fn wait_until(what: &str, limit: Duration, mut done: impl FnMut() -> bool) -> Duration {
+    let start = Instant::now();
+    while !done() {
+        assert!(start.elapsed() < limit, "{what}: not within {limit:?}");
+        sleep(Duration::from_millis(10));
+    }
+    start.elapsed()
+}
+
+fn start(bench: &Bench, dockerfile: &str) -> Child {
+    let context = bench.engine.context("context", &[("Dockerfile", dockerfile), ("file", "x")]).unwrap();
+    let mut command = bench.engine.command(bench.args(&context, &["-t", "x"]));
+    command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+}
+
+fn signal(child: &Child, name: &str) {
+    output(Command::new("kill").args(["-s", name, &child.id().to_string()])).unwrap();
+}
+
+fn nothing_is_left(bench: &Bench, marker: &str) {
+    let home = bench.engine.work().parent().unwrap().to_string_lossy().into_owned();
+    wait_until("every process is gone", Duration::from_secs(3), || processes(marker, &home).is_empty());
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+    assert!(!mounts.contains(&home), "a mount is left:\n{mounts}");
+    let left: Vec<_> = fs::read_dir(bench.engine.tmp()).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert!(left.is_empty(), "temporary files are left: {left:?}");
+}
+
+fn interrupt(who: Who, signal_name: &str, code: i32) {
+    let Some(bench) = Bench::new(who) else { return };
+    let marker = format!("{}.25", 6000 + std::process::id() % 1000);
+    let mut child = start(&bench, &format!("FROM base\nCOPY file /\nRUN sleep {marker}\n"));
+    wait_until("the step runs", Duration::from_secs(30), || {
+        assert!(child.try_wait().unwrap().is_none(), "the build ended before its step ran");
+        processes(&format!("sleep {marker} "), "\n").iter().any(|line| !line.contains("build-engine"))
+    });
+    signal(&child, signal_name);
+    let took = wait_until("the build ends", Duration::from_secs(10), || child.try_wait().unwrap().is_some());
+    assert!(took < Duration::from_secs(2), "it took {took:?}");
+    assert_eq!(child.wait().unwrap().code(), Some(code));
+    nothing_is_left(&bench, &marker);
+    bench.verify_store();
+    bench.image("next", &[("Dockerfile", "FROM base\nRUN echo next > /next\n")], &[]);
+}
+
+#[test]
+fn ctrl_c_ends_a_build_of_root_and_leaves_nothing() {
+    interrupt(Who::Root, "INT", 130);
+}
+
+#[test]
+fn ctrl_c_ends_a_build_of_a_user_and_leaves_nothing() {
+    interrupt(Who::User, "INT", 130);
+}
+
+#[test]
+fn sigterm_ends_a_build_with_its_own_code() {
+    interrupt(Who::Root, "TERM", 143);
+}
+
+fn kill_anywhere(who: Who) {
+    let Some(bench) = Bench::new(who) else { return };
+    // Every attempt has other commands, so that it has all of its work before it.
+    let dockerfile = |attempt: usize| {
+        format!(
+            "FROM base\nRUN : {attempt}; head -c 3000000 /dev/urandom > /a\nCOPY file /\nRUN rm /a; echo b > /b\nRUN echo c > /c\n"
+        )
+    };
+    let begin = Instant::now();
+    assert!(start(&bench, &dockerfile(0)).wait().unwrap().success());
+    let length = begin.elapsed();
+    for attempt in 1..=12 {
+        let mut child = start(&bench, &dockerfile(attempt));
+        sleep(length * u32::try_from(attempt).unwrap() / 12);
+        // It may have ended already: then there is nothing to kill.
+        let _ = child.kill();
+        child.wait().unwrap();
+    }
+    let home = bench.engine.work().parent().unwrap().to_string_lossy().into_owned();
+    wait_until("every process is gone", Duration::from_secs(3), || processes("\n", &home).is_empty());
+    bench.verify_store();
+    for attempt in [0, 6, 12] {
+        bench.image("next", &[("Dockerfile", &dockerfile(attempt)), ("file", "x")], &[]);
+    }
+    bench.verify_store();
+}
+
+#[test]
+fn kill_9_anywhere_leaves_a_store_that_the_next_build_of_root_can_use() {
+    kill_anywhere(Who::Root);
+}
+
+#[test]
+fn kill_9_anywhere_leaves_a_store_that_the_next_build_of_a_user_can_use() {
+    kill_anywhere(Who::User);
+}
