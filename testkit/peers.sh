@@ -160,6 +160,8 @@ wait_for() { # wait_for NAME COMMAND...
 }
 
 start() {
+  if running dockerd && running registry && [ ! -w "$dir/conf" ]; then return 0; fi
+  need_root
   mkdir -p "$run"
   write_configuration
   if running dockerd && running registry; then return 0; fi
@@ -211,7 +213,7 @@ exec 9> "$dir/lock"
 flock 9
 case $verb in
   install) if [ -n "$(missing_packages)" ] || [ ! -e "$dir/docker/.complete" ]; then need_root; fi; install_packages; install_docker ;;
-  start) need_root; start ;;
+  start) start ;;
   running) running dockerd && running registry ;;
   env) settings ;;
   stop) stop ;;

@@ -59,8 +59,10 @@ impl Bench {
         image_of_archive(&out).unwrap()
     }
 
-    /// Checks every blob of the store against its name.
+    /// Checks the store: by its own command, and every blob against its name.
     fn verify_store(&self) {
+        let run = self.engine.run(["cache", "verify"]).unwrap();
+        assert_eq!(run.code, Some(0), "{}{}", run.stdout, run.stderr);
         let blobs = self.engine.store().join("content/blobs/sha256");
         for blob in fs::read_dir(&blobs).into_iter().flatten() {
             let path = blob.unwrap().path();

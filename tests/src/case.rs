@@ -246,7 +246,7 @@ fn archive(lines: &str) -> Result<Vec<u8>> {
         match words[..] {
             ["d", path, mode, ids] => tar.directory(path, u32::from_str_radix(mode, 8)?, owner(ids)?)?,
             ["f", path, mode, ids, text] => {
-                tar.file(path, u32::from_str_radix(mode, 8)?, owner(ids)?, text.as_bytes())?
+                tar.file(path, u32::from_str_radix(mode, 8)?, owner(ids)?, text.as_bytes())?;
             }
             ["l", path, target] => tar.symlink(path, target)?,
             ["h", path, target] => tar.hard_link(path, target)?,

@@ -96,10 +96,10 @@ fn run(control: &OwnedFd, envelope: Envelope, mut fds: Vec<OwnedFd>) -> Result<O
     let active = if active { fds.pop() } else { None };
 
     // 500 layers are 500 descriptors, twice. The step sets its own limits.
-    if let Ok((soft, hard)) = sys::limit(libc::RLIMIT_NOFILE as u32)
+    if let Ok((soft, hard)) = sys::limit(libc::RLIMIT_NOFILE)
         && soft < hard
     {
-        let _ = sys::set_limit(libc::RLIMIT_NOFILE as u32, hard, hard);
+        let _ = sys::set_limit(libc::RLIMIT_NOFILE, hard, hard);
     }
     // Inherited by the step. Raising it needs no privilege; lowering it may.
     if let Err(e) = write_file("/proc/self/oom_score_adj", &spec.oom_score_adj.to_string()) {
@@ -111,8 +111,8 @@ fn run(control: &OwnedFd, envelope: Envelope, mut fds: Vec<OwnedFd>) -> Result<O
         network = Network::Host;
         notes.extend(network_note);
     }
-    let trees = Trees::prepare(&fds, active, binds, template.as_ref(), network, &mut notes)?;
-    drop(fds);
+    let trees = Trees::prepare(&fds, active.as_ref(), &binds, template.as_ref(), network, &mut notes)?;
+    drop((fds, active, binds));
     let group = Group::create(&cgroup_prefix, &spec.cgroup_parent, &spec.limits, &mut notes);
 
     let (ours, theirs) = wire::pair().phase("make a socket pair")?;

@@ -46,24 +46,36 @@ pub fn probe() -> Host {
         let name = fields.next()?;
         (fields.nth(1)?.parse() == Ok(uid.as_raw())).then_some(name)
     });
-    let count = |path: &str| {
-        subordinate_ids(&read(path), name, uid.as_raw()).iter().map(|&(_, count)| u64::from(count)).sum()
-    };
+    let count =
+        |path: &str| subordinate_ids(&read(path), name, uid.as_raw()).iter().map(|&(_, count)| u64::from(count)).sum();
     let root = uid.is_root() && crate::worker::has_sys_admin();
     let userns_limit = read("/proc/sys/user/max_user_namespaces").trim().parse::<u64>().unwrap_or(0);
     let allowed = root
         || (userns_limit > 0
             && read("/proc/sys/kernel/unprivileged_userns_clone").trim() != "0"
             && read("/proc/sys/kernel/apparmor_restrict_unprivileged_userns").trim() != "1");
-    let namespaces = [("user", "user"), ("mnt", "mount"), ("pid", "pid"), ("net", "network"), ("ipc", "ipc"),
-        ("uts", "uts"), ("cgroup", "cgroup"), ("time", "time")];
+    let namespaces = [
+        ("user", "user"),
+        ("mnt", "mount"),
+        ("pid", "pid"),
+        ("net", "network"),
+        ("ipc", "ipc"),
+        ("uts", "uts"),
+        ("cgroup", "cgroup"),
+        ("time", "time"),
+    ];
     let exists = |name: &str| Path::new("/proc/self/ns").join(name).exists();
     let installed = |name: &str| {
-        ["/usr/bin", "/usr/local/bin", "/bin", "/usr/sbin"].iter().map(|d| format!("{d}/{name}")).find(|p| Path::new(p).exists())
+        ["/usr/bin", "/usr/local/bin", "/bin", "/usr/sbin"]
+            .iter()
+            .map(|d| format!("{d}/{name}"))
+            .find(|p| Path::new(p).exists())
     };
     let emulators = std::fs::read_dir("/proc/sys/fs/binfmt_misc").into_iter().flatten().flatten();
     let mut emulators: Vec<String> = emulators
-        .filter(|entry| std::fs::read_to_string(entry.path()).is_ok_and(|text| text.starts_with("enabled\ninterpreter")))
+        .filter(|entry| {
+            std::fs::read_to_string(entry.path()).is_ok_and(|text| text.starts_with("enabled\ninterpreter"))
+        })
         .map(|entry| entry.file_name().to_string_lossy().into_owned())
         .collect();
     emulators.sort();

@@ -65,9 +65,10 @@ fn from_text(passwd: &str, group: &str, user: &str) -> Result<Identity, String> 
     let name = if name.is_empty() { "0" } else { name };
     let number = name.parse::<u32>().ok();
     let fields = |line: &str| line.split(':').map(str::to_owned).collect::<Vec<_>>();
-    let entry = passwd.lines().map(fields).find(|f| {
-        f.len() >= 6 && (f[0] == name || number.is_some_and(|uid| f[2].parse() == Ok(uid)))
-    });
+    let entry = passwd
+        .lines()
+        .map(fields)
+        .find(|f| f.len() >= 6 && (f[0] == name || number.is_some_and(|uid| f[2].parse() == Ok(uid))));
     let mut identity = Identity::default();
     let mut account = None;
     match (&entry, number) {

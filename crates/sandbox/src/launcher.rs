@@ -56,12 +56,13 @@ impl Launcher {
         self.network.get_or_init(crate::net::probe)
     }
 
-    /// Starts a step. Blocks for about a millisecond; everything else is reported by [`Step::wait`].
+    /// Starts a step. Blocks for about a millisecond; everything else is reported by [`Step::wait`]. The helper has
+    /// copies of `fds`; the caller may close them.
     ///
     /// # Errors
     /// [`SandboxError::Spec`] or [`SandboxError::Helper`]; nothing has run then.
-    pub fn spawn(&self, spec: &StepSpec, fds: StepFds) -> Result<Step, SandboxError> {
-        check(spec, &fds)?;
+    pub fn spawn(&self, spec: &StepSpec, fds: &StepFds) -> Result<Step, SandboxError> {
+        check(spec, fds)?;
         let helper = |action| move |source: io::Error| SandboxError::Helper { action, source };
         let errno = |action| move |e: rustix::io::Errno| SandboxError::Helper { action, source: e.into() };
         let executable = match self.executable.get_or_init(sealed_copy) {

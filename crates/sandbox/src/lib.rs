@@ -34,8 +34,8 @@ mod sys;
 mod wire;
 
 pub use error::{SandboxError, SetupError};
-pub use inherit::inherited_fd;
 pub use helper::{HELPER_ARG, helper_main};
+pub use inherit::inherited_fd;
 pub use launcher::{Killer, Launcher, Step};
 pub use spec::{
     Capabilities, Confinement, Exit, ExitStatus, Limits, Mount, MountSource, Network, Root, StepFds, StepSpec, Ulimit,

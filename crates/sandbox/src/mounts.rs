@@ -39,8 +39,8 @@ impl Trees {
     /// Clones the trees, mapping their owners with `template` if there is one.
     pub(crate) fn prepare(
         lower: &[OwnedFd],
-        active: Option<OwnedFd>,
-        binds: Vec<OwnedFd>,
+        active: Option<&OwnedFd>,
+        binds: &[OwnedFd],
         template: Option<&OwnedFd>,
         network: Network,
         notes: &mut Vec<String>,
@@ -48,14 +48,14 @@ impl Trees {
         let mapped = |fd: &OwnedFd| -> Result<OwnedFd, SetupError> {
             let tree = clone_tree(fd.as_fd(), false).phase("clone a layer")?;
             if let Some(userns) = template {
-                sys::mount_setattr(tree.as_fd(), false, 0, 0, Some(userns.as_fd())).map_err(idmap_error)?;
+                sys::mount_setattr(tree.as_fd(), false, 0, 0, Some(userns.as_fd())).map_err(|e| idmap_error(&e))?;
             }
             Ok(tree)
         };
         let lower = lower.iter().map(mapped).collect::<Result<_, _>>()?;
-        let active = active.as_ref().map(mapped).transpose()?;
+        let active = active.map(mapped).transpose()?;
         let mut bound = Vec::with_capacity(binds.len());
-        for fd in &binds {
+        for fd in binds {
             let tree = clone_tree(fd.as_fd(), false).phase("clone a mount")?;
             let attrs = u64::from((MountAttrFlags::MOUNT_ATTR_NODEV).bits());
             if let Some(userns) = template
@@ -80,12 +80,13 @@ impl Trees {
     }
 }
 
-fn idmap_error(error: std::io::Error) -> SetupError {
+fn idmap_error(error: &std::io::Error) -> SetupError {
     SetupError {
         phase: "map the owners of a layer".into(),
         errno: error.raw_os_error().unwrap_or(0),
         detail: Some(
-            "the store's file system does not support idmapped mounts: use another file system, or --userns=host".into(),
+            "the store's file system does not support idmapped mounts: use another file system, or --userns=host"
+                .into(),
         ),
     }
 }
@@ -120,8 +121,7 @@ pub(crate) fn strict() -> MountAttrFlags {
 
 /// A detached copy of the mount at `fd`, rooted there.
 pub(crate) fn clone_tree(fd: BorrowedFd<'_>, recursive: bool) -> rustix::io::Result<OwnedFd> {
-    let mut flags =
-        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
     if recursive {
         flags |= OpenTreeFlags::AT_RECURSIVE;
     }

@@ -27,10 +27,8 @@ const DNS_FORWARD: &str = "169.254.1.53";
 
 /// Finds `pasta` and tries it on an empty network namespace.
 pub(crate) fn probe() -> Support {
-    let unavailable = |why: String| Support {
-        pasta: None,
-        note: Some(format!("build steps use the host's network: {why}")),
-    };
+    let unavailable =
+        |why: String| Support { pasta: None, note: Some(format!("build steps use the host's network: {why}")) };
     let found = ["/usr/bin/pasta", "/usr/local/bin/pasta", "/bin/pasta"].iter().find(|path| Path::new(path).exists());
     let Some(&path) = found else {
         return unavailable("pasta is not installed; fix: install the package `passt`".into());
@@ -47,7 +45,9 @@ pub(crate) fn probe() -> Support {
 /// Lets pasta make its own namespaces around a command that does nothing, for a second at most.
 fn try_pasta(path: &str) -> Result<(), String> {
     let mut child = Command::new(path)
-        .args(["--config-net", "--quiet", "--", "true"])
+        .args(["--config-net", "--quiet"])
+        .args(run_as())
+        .args(["--", "true"])
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
@@ -82,22 +82,27 @@ pub(crate) fn attach(pasta: &str, pid: i32, ids: Ids) -> Result<Child, SetupErro
     let mut command = Command::new(pasta);
     command
         .args(["--config-net", "--foreground", "--quiet"])
+        .args(run_as())
         // No ports in either direction; the host's loopback stays the host's.
         .args(["-t", "none", "-u", "none", "-T", "none", "-U", "none", "--no-map-gw"])
         .args(["--dns-forward", DNS_FORWARD]);
+    // Namespaces are handed over open, as standard streams: pasta gives up the privilege to look them up by process.
+    let netns = std::fs::File::open(format!("/proc/{pid}/ns/net")).phase(phase)?;
+    command.stdin(Stdio::from(netns)).args(["--netns", "/proc/self/fd/0"]);
     if ids == Ids::Host {
-        command.arg("--netns-only");
+        command.arg("--netns-only").stdout(Stdio::null());
     } else {
-        command.args(["--userns", &format!("/proc/{pid}/ns/user")]);
+        let userns = std::fs::File::open(format!("/proc/{pid}/ns/user")).phase(phase)?;
+        command.stdout(Stdio::from(userns)).args(["--userns", "/proc/self/fd/1"]);
     }
-    let child = command
-        .args(["--netns", &format!("/proc/{pid}/ns/net")])
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .phase(phase)?;
+    let child = command.stderr(Stdio::piped()).spawn().phase(phase)?;
     wait_for_route(child, pid)
+}
+
+/// Real root's `pasta` would become `nobody`, who may neither join the step's namespaces nor open `/dev/net/tun`. It
+/// confines itself (namespaces, system call filter) either way.
+fn run_as() -> &'static [&'static str] {
+    if rustix::process::geteuid().is_root() { &["--runas", "0"] } else { &[] }
 }
 
 /// Waits until the namespace has a default route, or pasta has failed.
@@ -114,9 +119,9 @@ fn wait_for_route(mut child: Child, pid: i32) -> Result<Child, SetupError> {
         let v4 = std::fs::read_to_string(format!("/proc/{pid}/net/route")).unwrap_or_default();
         let v6 = std::fs::read_to_string(format!("/proc/{pid}/net/ipv6_route")).unwrap_or_default();
         let default_v4 = v4.lines().skip(1).any(|line| line.split_whitespace().nth(1) == Some("00000000"));
-        let default_v6 = v6.lines().any(|line| {
-            line.starts_with("00000000000000000000000000000000 00") && !line.trim_end().ends_with(" lo")
-        });
+        let default_v6 = v6
+            .lines()
+            .any(|line| line.starts_with("00000000000000000000000000000000 00") && !line.trim_end().ends_with(" lo"));
         if default_v4 || default_v6 {
             return Ok(child);
         }
@@ -154,7 +159,6 @@ pub(crate) fn resolv_file(host: &str, private: bool) -> String {
     }
     text
 }
-
 
 #[cfg(test)]
 mod tests {

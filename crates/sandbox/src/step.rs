@@ -39,13 +39,7 @@ struct NotExecuted {
     message: String,
 }
 
-fn set_up(
-    spec: &StepSpec,
-    ids: Ids,
-    trees: Trees,
-    filter: &[u8],
-    helper: &OwnedFd,
-) -> Result<NotExecuted, SetupError> {
+fn set_up(spec: &StepSpec, ids: Ids, trees: Trees, filter: &[u8], helper: &OwnedFd) -> Result<NotExecuted, SetupError> {
     let go = wire::receive::<Go>(helper).phase("wait for the helper")?;
     let Some((Go { network }, _)) = go else { sys::exit_now(1) };
     let mut notes = Vec::new();
@@ -224,9 +218,7 @@ fn source(
             let attrs = strict() - MountAttrFlags::MOUNT_ATTR_NOEXEC;
             Ok((new_fs("tmpfs", &options, attrs)?, true))
         }
-        MountSource::File { content, mode, uid, gid } => {
-            Ok((bench.file(content, *mode, *uid, *gid, readonly)?, false))
-        }
+        MountSource::File { content, mode, uid, gid } => Ok((bench.file(content, *mode, *uid, *gid, readonly)?, false)),
     }
 }
 
@@ -265,10 +257,11 @@ fn mount_system(
     let shm = spec.shm_size_bytes.unwrap_or(DEFAULT_SHM_BYTES).to_string();
     let noexec = nosuid | MountAttrFlags::MOUNT_ATTR_NOEXEC;
     let pts = [("ptmxmode", "0666"), ("mode", "0620"), ("gid", "5")];
-    let parts: [(&str, &str, &[(&str, &str)], MountAttrFlags); 3] = [
-        ("pts", "devpts", &pts, noexec),
-        ("shm", "tmpfs", &[("mode", "1777"), ("size", &shm)], strict()),
-        ("mqueue", "mqueue", &[], strict()),
+    let shm_options = [("mode", "1777"), ("size", shm.as_str())];
+    let parts = [
+        ("pts", "devpts", &pts[..], noexec),
+        ("shm", "tmpfs", &shm_options[..], strict()),
+        ("mqueue", "mqueue", &[][..], strict()),
     ];
     for (name, kind, options, attrs) in parts {
         let phase = || format!("mount /dev/{name}");
@@ -324,11 +317,9 @@ fn restrict(spec: &StepSpec, target: &Target) -> Result<(), SetupError> {
         };
         if identity::is_directory(&point) {
             let fs = match &empty {
-                None => new_fs(
-                    "tmpfs",
-                    &[("mode", "0755"), ("size", "4k")],
-                    strict() | MountAttrFlags::MOUNT_ATTR_RDONLY,
-                ),
+                None => {
+                    new_fs("tmpfs", &[("mode", "0755"), ("size", "4k")], strict() | MountAttrFlags::MOUNT_ATTR_RDONLY)
+                }
                 Some(first) => clone_tree(AsFd::as_fd(first), false),
             }
             .phase(phase())?;
@@ -385,8 +376,8 @@ fn enter_directory(target: &Target, cwd: &str) -> Result<(), SetupError> {
 }
 
 fn set_ulimits(spec: &StepSpec, notes: &mut Vec<String>) {
-    let nofile = libc::RLIMIT_NOFILE as u32;
-    let _ = sys::set_limit(libc::RLIMIT_CORE as u32, 0, 0);
+    let nofile = libc::RLIMIT_NOFILE;
+    let _ = sys::set_limit(libc::RLIMIT_CORE, 0, 0);
     if let Ok((_, hard)) = sys::limit(nofile) {
         let hard = hard.min(524_288);
         let _ = sys::set_limit(nofile, hard.min(1024), hard);
@@ -433,7 +424,7 @@ fn resource(name: &str) -> Option<u32> {
         "stack" => libc::RLIMIT_STACK,
         _ => return None,
     };
-    Some(resource as u32)
+    Some(resource)
 }
 
 /// Arguments and environment as the kernel takes them, and the search path.

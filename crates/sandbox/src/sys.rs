@@ -235,9 +235,8 @@ pub(crate) fn reset_signals() {
 
 /// Replaces the process image; returns only the error.
 pub(crate) fn exec(path: &CStr, args: &[CString], env: &[CString]) -> io::Error {
-    let pointers = |list: &[CString]| {
-        list.iter().map(|s| s.as_ptr()).chain(std::iter::once(std::ptr::null())).collect::<Vec<_>>()
-    };
+    let pointers =
+        |list: &[CString]| list.iter().map(|s| s.as_ptr()).chain(std::iter::once(std::ptr::null())).collect::<Vec<_>>();
     let (args, env) = (pointers(args), pointers(env));
     // SAFETY: both lists are null-terminated arrays of NUL-terminated strings that outlive the call.
     unsafe { libc::execve(path.as_ptr(), args.as_ptr(), env.as_ptr()) };

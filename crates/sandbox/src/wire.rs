@@ -72,12 +72,7 @@ pub(crate) fn receive<T: DeserializeOwned>(socket: impl AsFd) -> io::Result<Opti
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
         let mut byte = [0];
         let got = retry(|| {
-            rustix::net::recvmsg(
-                &socket,
-                &mut [IoSliceMut::new(&mut byte)],
-                &mut ancillary,
-                RecvFlags::CMSG_CLOEXEC,
-            )
+            rustix::net::recvmsg(&socket, &mut [IoSliceMut::new(&mut byte)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)
         })?;
         if got.bytes == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());

@@ -116,9 +116,8 @@ pub fn enter(options: &Options) -> Result<Entered, SandboxError> {
     if !sys::is_single_threaded() {
         return Err(enter_error("enter namespaces", "the process has threads already", io::ErrorKind::Other.into()));
     }
-    let parent = rustix::process::getppid().and_then(|pid| {
-        rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).ok()
-    });
+    let parent = rustix::process::getppid()
+        .and_then(|pid| rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).ok());
     let mut plan = plan(options);
     loop {
         let (go_read, go_write) = pipe()?;
@@ -290,21 +289,14 @@ const USERNS_HINT: &str = "user namespaces are not available: check `sysctl user
 
 fn plan(options: &Options) -> Plan {
     let base = libc::CLONE_NEWNS | libc::CLONE_NEWPID;
-    let plain = |mode, ids, notes| Plan {
-        mode,
-        ids,
-        flags: base,
-        uid_ranges: Vec::new(),
-        gid_ranges: Vec::new(),
-        notes,
-    };
+    let plain =
+        |mode, ids, notes| Plan { mode, ids, flags: base, uid_ranges: Vec::new(), gid_ranges: Vec::new(), notes };
     if options.one_uid {
         return one_uid_plan(None);
     }
     if has_sys_admin() && rustix::process::geteuid().is_root() {
-        let whole = std::fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| {
-            map.split_whitespace().eq(["0", "0", "4294967295"])
-        });
+        let whole = std::fs::read_to_string("/proc/self/uid_map")
+            .is_ok_and(|map| map.split_whitespace().eq(["0", "0", "4294967295"]));
         return match (whole, options.host_userns) {
             (true, true) => {
                 let note = "build steps share the host's user namespace (--userns=host)".to_owned();

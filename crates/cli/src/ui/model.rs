@@ -166,12 +166,12 @@ impl Part {
         }
     }
 
-    /// Bytes so far and in all, or nothing.
+    /// Bytes so far and in all; nothing for a part that only counts itself (`exporting manifest`: one of one).
     pub(crate) fn amount(&self) -> Option<String> {
         use super::text::bytes;
         match self.total {
-            Some(total) if total > 0 => Some(format!("{} / {}", bytes(self.current), bytes(total))),
-            _ if self.current > 0 => Some(bytes(self.current)),
+            Some(total) if total > 1 => Some(format!("{} / {}", bytes(self.current), bytes(total))),
+            _ if self.current > 1 => Some(bytes(self.current)),
             _ => None,
         }
     }
@@ -432,14 +432,14 @@ mod tests {
 
     #[test]
     fn a_part_ends_when_the_next_thing_is_done_to_it() {
-        let model = model("0 start a\n1 part a layer|downloading|5|10|\n2 part a layer|extracting|1||\n3 done a");
+        let model = model("0 start a\n1 part a layer|downloading|5|10|\n2 part a layer|extracting|2||\n3 done a");
         let parts: Vec<_> =
             model.vertexes[0].parts.iter().map(|part| (part.label(), part.amount(), part.done)).collect();
         assert_eq!(
             parts,
             [
                 ("downloading layer".to_owned(), Some("5B / 10B".to_owned()), true),
-                ("extracting layer".to_owned(), Some("1B".to_owned()), true),
+                ("extracting layer".to_owned(), Some("2B".to_owned()), true),
             ]
         );
     }

@@ -35,7 +35,7 @@ impl Work {
             vertex: self.digest.clone(),
             action: id.clone(),
             id,
-            current: u64::from(done),
+            current: 0,
             total: None,
             at: now(),
             done,

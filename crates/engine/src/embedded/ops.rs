@@ -231,7 +231,7 @@ impl BuildOps {
         let (parts, below) = (Arc::clone(&self.parts), base.clone());
         let (active, fds, work) = spawn(move || begin(&parts.store, &below)).await?;
         let spec = self.step_spec(exec, work);
-        let step = self.parts.launcher.spawn(&spec, fds).map_err(|error| step_failure(&error))?;
+        let step = self.parts.launcher.spawn(&spec, &fds).map_err(|error| step_failure(&error))?;
         let mut tail = Tail::default();
         let exit = watch(step, |stream, text| {
             tail.push(&text);

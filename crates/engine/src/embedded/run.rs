@@ -48,7 +48,7 @@ impl Engine {
         // Dropped at the end, and with it what the command wrote.
         let (_active, fds, work) = blocking(move || ops::begin(&parts.store, &base)).await?;
         let spec = spec(request, config, work)?;
-        let step = self.parts.launcher.spawn(&spec, fds).map_err(|error| step_error(ops::step_failure(&error)))?;
+        let step = self.parts.launcher.spawn(&spec, &fds).map_err(|error| step_error(ops::step_failure(&error)))?;
         let exit = ops::watch(step, |stream, text| {
             // A closed terminal is no reason to end the command.
             let _ = match stream {

@@ -201,8 +201,12 @@ pub fn rules(architecture: Architecture, caps: u64, kernel: (u32, u32)) -> Resul
             if !applies(rule, architecture, caps, kernel).map_err(|what| unsupported(rule, what))? {
                 continue;
             }
-            let conditions =
-                rule.args.iter().map(condition).collect::<Result<Vec<_>, _>>().map_err(|what| unsupported(rule, what))?;
+            let conditions = rule
+                .args
+                .iter()
+                .map(condition)
+                .collect::<Result<Vec<_>, _>>()
+                .map_err(|what| unsupported(rule, what))?;
             for number in rule.names.iter().filter_map(|name| (table.number)(name)) {
                 let Some(verdict) = verdicts.get_mut(&number) else { continue };
                 match (rule.action.as_str(), rule.errno_ret) {
