@@ -4,7 +4,7 @@
 //! signal ends the program at once.
 
 use std::future::Future;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use build_engine_engine::embedded::Embedded;
 use build_engine_engine::{BuildError, ExitKind, Report, StoreOptions, UserNamespace};
@@ -16,6 +16,10 @@ use crate::ui;
 
 /// How long the worker may take to stop. Together with the rest this stays below two seconds.
 const PATIENCE: Duration = Duration::from_millis(1700);
+
+/// A signal that follows the first one so soon is the same one: `timeout`, `make` and npm pass on what the terminal has
+/// sent to everybody already.
+const ECHO: Duration = Duration::from_millis(200);
 
 /// Why the work ended.
 enum End<T> {
@@ -65,9 +69,18 @@ where
             }
             // Here the future is dropped, which cancels what it was doing.
         };
+        let ended = Instant::now();
+        let again = async {
+            loop {
+                let code = signals.next().await;
+                if ended.elapsed() >= ECHO {
+                    break code;
+                }
+            }
+        };
         tokio::select! {
             _ = tokio::time::timeout(PATIENCE, engine.shutdown()) => {}
-            code = signals.next() => {
+            code = again => {
                 ui::tty::restore();
                 std::process::exit(i32::from(code));
             }

@@ -27,7 +27,7 @@ pub(crate) enum LayoutError {
     #[error("the layout `{}` has no image {wanted}; it has {available}", path.display())]
     NoSuchImage { path: PathBuf, wanted: String, available: String },
     #[error("the image has no variant for {wanted}; it has {available}")]
-    NoSuchPlatform { wanted: Platform, available: String },
+    NoSuchPlatform { wanted: String, available: String },
     #[error("the layout `{}` has no blob {digest}", path.display())]
     NoSuchBlob { path: PathBuf, digest: Digest },
     #[error("blob {expected} of `{}` arrived as {actual}", path.display())]
@@ -246,7 +246,7 @@ fn choose(index: &Index, platform: &Platform) -> Result<Descriptor, LayoutError>
             let available: Vec<String> =
                 images.iter().filter_map(|descriptor| descriptor.platform.as_ref()).map(ToString::to_string).collect();
             let available = if available.is_empty() { "none".into() } else { available.join(", ") };
-            Err(LayoutError::NoSuchPlatform { wanted: platform.clone(), available })
+            Err(LayoutError::NoSuchPlatform { wanted: platform.to_string(), available })
         }
     }
 }

@@ -130,8 +130,24 @@ fn show(mut display: Box<dyn Display>, receiver: &Receiver<Message>) -> Summary 
         display.update(&batch, now());
         batch.clear();
     };
+    if !success {
+        display.update(&stopped(display.model(), now()), now());
+    }
     display.finish(success, now());
     Summary { failed_log: failed_log(display.model(), display.tail_lines()) }
+}
+
+/// The ends of vertices that were at work when the build ended; who cancels a build does not wait to hear of them.
+fn stopped(model: &Model, at: Timestamp) -> Vec<Event> {
+    let running = model.vertexes.iter().filter(|vertex| vertex.state() == State::Running);
+    running
+        .map(|vertex| Event::Completed {
+            vertex: vertex.digest.clone(),
+            at,
+            cached: false,
+            error: Some("canceled".into()),
+        })
+        .collect()
 }
 
 /// The last lines that the first failed vertex wrote.
@@ -225,6 +241,19 @@ mod tests {
                https://docs.docker.com/go/dockerfile/rule/x/
         "#]]
         .assert_eq(&warnings(&model, true));
+    }
+
+    #[test]
+    fn vertices_that_were_at_work_when_the_build_ended_were_stopped() {
+        let mut model = Model::default();
+        for event in events("0 vertex a waiting\n0 start b\n0 start c\n1 done c") {
+            model.apply(&event);
+        }
+        for event in stopped(&model, Timestamp(9)) {
+            model.apply(&event);
+        }
+        let states: Vec<State> = model.vertexes.iter().map(model::Vertex::state).collect();
+        assert_eq!(states, [State::Waiting, State::Canceled, State::Done]);
     }
 
     #[test]

@@ -15,12 +15,13 @@ use futures::future::{BoxFuture, try_join_all};
 use tokio::sync::Semaphore;
 
 use super::events::Work;
-use super::export::{self, Built};
-use super::ops::{BuildOps, MAX_RUNNING, Output, Parts, StepError};
+use super::export::{Built, Export};
+use super::ops::{self, BuildOps, MAX_RUNNING, Parts, StepError};
 use super::records::{StoreClaims, StoreRecords};
 use super::sources::Images;
 use crate::{
-    BuildError, BuildRequest, ContextSource, ExitKind, ImageSummary, NoCache, Outcome, Place, Report, StoreOptions, Unsupported,
+    BuildError, BuildRequest, ContextSource, ExitKind, ImageSummary, NoCache, Outcome, Output, Place, Report,
+    StoreOptions, Unsupported,
 };
 
 /// Largest ignore file that is read.
@@ -43,7 +44,19 @@ pub(super) fn unsupported(request: &BuildRequest) -> Vec<Unsupported> {
     }
     for (name, source) in &request.named_contexts {
         if let ContextSource::Other { url } = source {
-            refuse("--build-context", &format!("`{name}={url}`: only directories, docker-image:// and oci-layout:// are supported yet"));
+            refuse(
+                "--build-context",
+                &format!("`{name}={url}`: only directories, docker-image:// and oci-layout:// are supported yet"),
+            );
+        }
+    }
+    if request.platforms.len() > 1 {
+        for output in &request.outputs {
+            match output {
+                Output::Tar { .. } => refuse("--output", "type `tar` holds one platform; use `type=local`"),
+                Output::Docker { .. } => refuse("--output", "type `docker` holds one platform; use `type=oci`"),
+                Output::Image { .. } | Output::Oci { .. } | Output::Local { .. } | Output::CacheOnly => {}
+            }
         }
     }
     let resources = &request.resources;
@@ -54,7 +67,10 @@ pub(super) fn unsupported(request: &BuildRequest) -> Vec<Unsupported> {
         ("cpuset-mems", !resources.cpuset_mems.is_empty()),
     ] {
         if given {
-            refuse("--resource", &format!("`{key}` is not supported yet; `memory` and `cpu-quota` with `cpu-period` are"));
+            refuse(
+                "--resource",
+                &format!("`{key}` is not supported yet; `memory` and `cpu-quota` with `cpu-period` are"),
+            );
         }
     }
     found
@@ -62,17 +78,17 @@ pub(super) fn unsupported(request: &BuildRequest) -> Vec<Unsupported> {
 
 impl Engine {
     /// Opens the store and prepares what all builds share.
-    pub(super) fn open(options: &StoreOptions, entered: sandbox::worker::Entered) -> Result<Self, BuildError> {
+    pub(super) fn open(options: &StoreOptions, entered: &sandbox::worker::Entered) -> Result<Self, BuildError> {
         let ids = match entered.mode {
             sandbox::worker::Mode::Root | sandbox::worker::Mode::User => Ids::Full,
             sandbox::worker::Mode::OneUid => Ids::One,
         };
         let store = Store::open(&options.root, &build_engine_store::StoreOptions { ids }).map_err(|error| {
             let error = StepError::store(&format!("cannot open the store `{}`", options.root.display()), &error);
-            BuildError::new(error.kind, error.report)
+            BuildError::new(error.kind, *error.report)
         })?;
         let (notes, mode) = (entered.notes.clone(), format!("{:?}", entered.mode).to_lowercase());
-        let launcher = sandbox::Launcher::new(&entered).map_err(|error| step_error(super::ops::step_failure(&error)))?;
+        let launcher = sandbox::Launcher::new(entered).map_err(|error| step_error(ops::step_failure(&error)))?;
         let parts = Arc::new(Parts {
             store: store.clone(),
             launcher,
@@ -98,7 +114,8 @@ impl Engine {
             sink.emit(Event::Warning(diagnostic_warning(warning, &request)));
         }
         refuse_unsupported_vertices(&lowered)?;
-        let lease = self.parts.store.lease().map_err(|error| step_error(StepError::store("cannot take a lease", &error)))?;
+        let lease =
+            self.parts.store.lease().map_err(|error| step_error(StepError::store("cannot take a lease", &error)))?;
         let lease = Arc::new(lease);
         let ops = Arc::new(BuildOps {
             parts: Arc::clone(&self.parts),
@@ -121,10 +138,11 @@ impl Engine {
             let snapshot = match result.root {
                 None => build_engine_store::Snapshot::scratch(),
                 Some(_) => match outputs.next() {
-                    Some(Output::Snapshot(snapshot)) => snapshot,
+                    Some(ops::Output::Snapshot(snapshot)) => snapshot,
                     // `FROM` a named local context gives files that no layer holds yet.
-                    Some(Output::Context(_)) | None => {
-                        let report = Report::new("unsupported", "a stage that is a local context itself cannot be the result");
+                    Some(ops::Output::Context(_)) | None => {
+                        let report =
+                            Report::new("unsupported", "a stage that is a local context itself cannot be the result");
                         return Err(BuildError::new(ExitKind::Input, report));
                     }
                 },
@@ -132,7 +150,8 @@ impl Engine {
             let base = result.base.map(|base| base.image);
             built.push(Built { platform: result.platform, snapshot, image: result.image, base, epoch: result.epoch });
         }
-        export::export(&self.parts, &request, built, images, lease, &sink).await
+        let export = Export { parts: &self.parts, request: &request, built: Arc::new(built), images, lease };
+        export.run(&sink).await
     }
 
     /// Calls the frontend until it has no more questions.
@@ -142,7 +161,8 @@ impl Engine {
         images: &Arc<Images>,
         sink: &Arc<dyn EventSink>,
     ) -> Result<Lowered, BuildError> {
-        let definition = Work::start(sink, &format!("[internal] load build definition from {}", request.dockerfile_name));
+        let definition =
+            Work::start(sink, &format!("[internal] load build definition from {}", request.dockerfile_name));
         let input = frontend_request(request);
         let mut answers = Answers::new();
         let mut definition = Some(definition);
@@ -155,7 +175,8 @@ impl Engine {
                 Err(diagnostics) => return Err(diagnostics_error(&diagnostics, request)),
                 Ok(Lowering::Done(lowered)) => return Ok(lowered),
                 Ok(Lowering::Needs(questions)) => {
-                    let answered = try_join_all(questions.into_iter().map(|question| answer(question, request, images, sink)));
+                    let answered =
+                        try_join_all(questions.into_iter().map(|question| answer(question, request, images, sink)));
                     answers.extend(answered.await?);
                 }
             }
@@ -169,7 +190,11 @@ impl Engine {
             let names = store.names().map_err(|error| StepError::store("cannot list images", &error))?;
             Ok(names
                 .into_iter()
-                .map(|name| ImageSummary { name: name.reference, descriptor: name.descriptor, platforms: name.platforms })
+                .map(|name| ImageSummary {
+                    name: name.reference,
+                    descriptor: name.descriptor,
+                    platforms: name.platforms,
+                })
                 .collect())
         })
         .await
@@ -194,7 +219,9 @@ impl Engine {
             let problems = store.verify().map_err(|error| StepError::store("cannot check the store", &error))?;
             Ok(problems
                 .into_iter()
-                .map(|problem| if problem.repaired { format!("{} (dropped)", problem.message) } else { problem.message })
+                .map(
+                    |problem| if problem.repaired { format!("{} (dropped)", problem.message) } else { problem.message },
+                )
                 .collect())
         })
         .await
@@ -237,7 +264,7 @@ pub(super) async fn blocking<T: Send + 'static>(
 }
 
 pub(super) fn step_error(error: StepError) -> BuildError {
-    BuildError::new(error.kind, error.report)
+    BuildError::new(error.kind, *error.report)
 }
 
 fn frontend_request(request: &BuildRequest) -> frontend::Request<'_> {
@@ -360,11 +387,15 @@ fn answer<'a>(
 
 /// Adds the place in the Dockerfile that named the image, where it can be found.
 fn image_error(error: StepError, identifier: &str, request: &BuildRequest) -> BuildError {
-    let mut report = error.report;
+    let mut report = *error.report;
     let wanted = identifier.strip_prefix("docker-image://").and_then(|name| name.parse::<Reference>().ok());
     let (parsed, _) = build_engine_dockerfile::parse(&request.dockerfile);
     let stage = parsed.stages.iter().find(|stage| {
-        stage.base.value.parse::<Reference>().is_ok_and(|base| Some(base.or_latest()) == wanted.clone().map(Reference::or_latest))
+        stage
+            .base
+            .value
+            .parse::<Reference>()
+            .is_ok_and(|base| Some(base.or_latest()) == wanted.clone().map(Reference::or_latest))
     });
     report.place = stage.map(|stage| Place {
         file: request.dockerfile_name.clone(),
@@ -473,7 +504,9 @@ fn refusals(vertex: &Vertex) -> Vec<String> {
             if let Some(platform) = vertex.platform()
                 && !can_run(platform)
             {
-                found.push(format!("running programs for {platform} needs an emulator, which this version does not set up"));
+                found.push(format!(
+                    "running programs for {platform} needs an emulator, which this version does not set up"
+                ));
             }
         }
         Op::Build(_) => found.push("a build inside the build is not supported".into()),
@@ -488,7 +521,8 @@ fn can_run(platform: &Platform) -> bool {
     if platform.os != host.os {
         return false;
     }
-    let native = platform.architecture == host.architecture || (platform.architecture == "386" && host.architecture == "amd64");
+    let native =
+        platform.architecture == host.architecture || (platform.architecture == "386" && host.architecture == "amd64");
     let emulator = match platform.architecture.as_str() {
         "arm64" => "qemu-aarch64",
         "amd64" => "qemu-x86_64",
@@ -504,7 +538,7 @@ fn failed(failure: &Failure, lowered: &Lowered) -> BuildError {
         return BuildError::cancelled();
     }
     let (kind, mut report) = match failure.error().downcast_ref::<StepError>() {
-        Some(error) => (error.kind, error.report.clone()),
+        Some(error) => (error.kind, (*error.report).clone()),
         None => (ExitKind::Internal, Report::new("internal", failure.chain())),
     };
     if report.place.is_none()

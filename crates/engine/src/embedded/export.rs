@@ -22,8 +22,8 @@ use super::ops::{Parts, StepError};
 use super::sources::Images;
 use crate::image::{self, Document, ImageLayer};
 use crate::{
-    Annotation, AnnotationTarget, BuildError, BuildRequest, Compression, ExitKind, ImageOptions, Outcome, Output, OutputDest,
-    Report,
+    Annotation, AnnotationTarget, BuildError, BuildRequest, Compression, ExitKind, ImageOptions, Outcome, Output,
+    OutputDest, Report,
 };
 
 /// libdeflate's first level packs better than zlib's and is five times as fast as Go's default.
@@ -53,33 +53,13 @@ struct Image {
     single: Option<(Descriptor, Vec<Descriptor>)>,
 }
 
-/// Does what the request's outputs say.
-pub(super) async fn export(
-    parts: &Arc<Parts>,
-    request: &BuildRequest,
-    built: Vec<Built>,
-    images: Arc<Images>,
-    lease: Arc<Lease>,
-    sink: &Arc<dyn EventSink>,
-) -> Result<Outcome, BuildError> {
-    let default = [Output::Image { names: Vec::new(), options: ImageOptions::default() }];
-    let outputs = if request.outputs.is_empty() { &default[..] } else { &request.outputs[..] };
-    let built = Arc::new(built);
-    let mut outcome = Outcome {
-        build_id: request.build_id.clone(),
-        image: None,
-        config: None,
-        names: Vec::new(),
-        layers: 0,
-        size_bytes: 0,
-    };
-    for output in outputs {
-        let work = Work::start(sink, describe(output));
-        let result = one(parts, request, output, &built, &images, &lease, &work, &mut outcome).await;
-        work.done(result.as_ref().map(|()| ()));
-        result?;
-    }
-    Ok(outcome)
+/// What exporters work with: one finished build.
+pub(super) struct Export<'a> {
+    pub(super) parts: &'a Arc<Parts>,
+    pub(super) request: &'a BuildRequest,
+    pub(super) built: Arc<Vec<Built>>,
+    pub(super) images: Arc<Images>,
+    pub(super) lease: Arc<Lease>,
 }
 
 fn describe(output: &Output) -> &'static str {
@@ -93,69 +73,166 @@ fn describe(output: &Output) -> &'static str {
     }
 }
 
-async fn one(
-    parts: &Arc<Parts>,
-    request: &BuildRequest,
-    output: &Output,
-    built: &Arc<Vec<Built>>,
-    images: &Arc<Images>,
-    lease: &Arc<Lease>,
-    work: &Work,
-    outcome: &mut Outcome,
-) -> Result<(), BuildError> {
-    match output {
-        Output::CacheOnly => Ok(()),
-        Output::Image { names, options } => {
-            let image = assemble(parts, request, built, options, images, lease, work).await?;
-            let names = all_names(request, names);
-            let (store, summary) = (parts.store.clone(), (image.root.clone(), image.configs.clone()));
-            tell(outcome, &image, &summary);
-            outcome.names.extend(names.iter().cloned());
-            for name in &names {
-                work.part(format!("naming to {name}"), false);
-            }
-            blocking(move || keep(&store, &image, &names)).await
+impl Export<'_> {
+    /// Does what the request's outputs say, one after the other.
+    pub(super) async fn run(&self, sink: &Arc<dyn EventSink>) -> Result<Outcome, BuildError> {
+        let default = [Output::Image { names: Vec::new(), options: ImageOptions::default() }];
+        let outputs = if self.request.outputs.is_empty() { &default[..] } else { &self.request.outputs[..] };
+        let mut outcome = Outcome {
+            build_id: self.request.build_id.clone(),
+            image: None,
+            config: None,
+            names: Vec::new(),
+            layers: 0,
+            size_bytes: 0,
+        };
+        for output in outputs {
+            let work = Work::start(sink, describe(output));
+            let result = self.one(output, &work, &mut outcome).await;
+            work.done(result.as_ref().copied());
+            result?;
         }
-        Output::Oci { dest, tar, names, options } | Output::Docker { dest, tar, names, options } => {
-            let docker = matches!(output, Output::Docker { .. });
-            if docker && built.len() > 1 {
-                let message = "type `docker` cannot hold an image for several platforms; use `type=oci`";
-                return Err(BuildError::new(ExitKind::Input, Report::new("unsupported", message)));
-            }
-            let image = assemble(parts, request, built, options, images, lease, work).await?;
-            let names = all_names(request, names);
-            tell(outcome, &image, &(image.root.clone(), image.configs.clone()));
-            work.part("writing the layout", false);
-            let (store, dest, tar) = (parts.store.clone(), dest.clone(), *tar);
-            blocking(move || write_layout(&store, &image, &names, docker, &dest, tar)).await
-        }
-        Output::Tar { dest, rewrite_timestamp } => {
-            if built.len() > 1 {
-                let message = "type `tar` for several platforms is not supported yet; use `type=local`";
-                return Err(BuildError::new(ExitKind::Input, Report::new("unsupported", message)));
-            }
-            let (store, built, dest) = (parts.store.clone(), Arc::clone(built), dest.clone());
-            let epoch = if *rewrite_timestamp { built[0].epoch } else { None };
-            blocking(move || write_tar(&store, &built[0].snapshot, epoch, &dest)).await
-        }
-        Output::Local { dest, platform_split } => {
-            let split = platform_split.unwrap_or(built.len() > 1);
-            let (store, built, dest) = (parts.store.clone(), Arc::clone(built), dest.clone());
-            blocking(move || {
-                for one in built.iter() {
-                    let dest = if split { dest.join(one.platform.to_string().replace('/', "_")) } else { dest.clone() };
-                    files::export_tree(&store, &one.snapshot, &dest, one.epoch)?;
+        Ok(outcome)
+    }
+
+    async fn one(&self, output: &Output, work: &Work, outcome: &mut Outcome) -> Result<(), BuildError> {
+        let store = self.parts.store.clone();
+        let built = Arc::clone(&self.built);
+        match output {
+            Output::CacheOnly => Ok(()),
+            Output::Image { names, options } => {
+                let image = self.assemble(options, work).await?;
+                let names = all_names(self.request, names);
+                tell(outcome, &image);
+                outcome.names.extend(names.iter().cloned());
+                for name in &names {
+                    work.part(format!("naming to {name}"), false);
                 }
-                Ok(())
-            })
-            .await
+                blocking(move || keep(&store, &image, &names)).await
+            }
+            Output::Oci { dest, tar, names, options } | Output::Docker { dest, tar, names, options } => {
+                let docker = matches!(output, Output::Docker { .. });
+                let image = self.assemble(options, work).await?;
+                let names = all_names(self.request, names);
+                tell(outcome, &image);
+                work.part("writing the layout", false);
+                let (dest, tar) = (dest.clone(), *tar);
+                blocking(move || write_layout(&store, &image, &names, docker, &dest, tar)).await
+            }
+            Output::Tar { dest, rewrite_timestamp } => {
+                let dest = dest.clone();
+                // Several platforms were refused before the build began.
+                let epoch = built.first().and_then(|built| built.epoch).filter(|_| *rewrite_timestamp);
+                blocking(move || built.iter().try_for_each(|one| write_tar(&store, &one.snapshot, epoch, &dest))).await
+            }
+            Output::Local { dest, platform_split } => {
+                let split = platform_split.unwrap_or(built.len() > 1);
+                let dest = dest.clone();
+                blocking(move || {
+                    for one in built.iter() {
+                        let below = one.platform.to_string().replace('/', "_");
+                        let dest = if split { dest.join(below) } else { dest.clone() };
+                        files::export_tree(&store, &one.snapshot, &dest, one.epoch)?;
+                    }
+                    Ok(())
+                })
+                .await
+            }
         }
+    }
+
+    /// Makes blobs of all layers, and the documents that lead to them.
+    async fn assemble(&self, options: &ImageOptions, work: &Work) -> Result<Image, BuildError> {
+        let (request, built) = (self.request, &self.built);
+        work.part("exporting layers", false);
+        let layers = try_join_all(built.iter().map(|one| self.layers(one, options))).await?;
+        work.part("exporting layers", true);
+        let oci = options.oci_media_types;
+        let mut image = Image {
+            root: Descriptor::new("", Digest::sha256(b""), 0),
+            documents: Vec::new(),
+            layers: Vec::new(),
+            configs: Vec::new(),
+            platforms: Vec::new(),
+            single: None,
+        };
+        let mut manifests = Vec::new();
+        for (one, layers) in built.iter().zip(layers) {
+            let epoch = one.epoch.map(rfc3339);
+            let base_history = one.base.as_ref().map_or(0, |base| base.history.len());
+            let config = image::config(one.image.clone(), &layers, epoch.as_deref(), base_history, oci);
+            let annotations = |target| annotations(&request.annotations, target, &one.platform);
+            let manifest = image::manifest(&config, &layers, annotations(AnnotationTarget::Manifest), oci);
+            let mut descriptor = manifest.descriptor.clone();
+            descriptor.annotations = annotations(AnnotationTarget::ManifestDescriptor);
+            let platform = one.image.platform();
+            descriptor.platform = Some(platform.clone());
+            work.part(format!("exporting manifest {}", descriptor.digest), true);
+            work.part(format!("exporting config {}", config.descriptor.digest), true);
+            image.configs.push(config.descriptor.digest.clone());
+            image.single =
+                Some((config.descriptor.clone(), layers.iter().map(|layer| layer.descriptor.clone()).collect()));
+            image.documents.extend([config, manifest]);
+            image.layers.extend(layers);
+            image.platforms.push(platform);
+            manifests.push(descriptor);
+        }
+        let wants_index =
+            request.annotations.iter().any(|annotation| annotation.targets.contains(&AnnotationTarget::Index));
+        image.root = match &manifests[..] {
+            [only] if !wants_index => Descriptor { platform: None, ..only.clone() },
+            _ => {
+                let own = all_annotations(&request.annotations, AnnotationTarget::Index);
+                let index = image::index(manifests, own, oci);
+                let mut root = index.descriptor.clone();
+                root.annotations = all_annotations(&request.annotations, AnnotationTarget::IndexDescriptor);
+                work.part(format!("exporting manifest list {}", root.digest), true);
+                image.documents.push(index);
+                image.single = image.single.filter(|_| built.len() == 1);
+                root
+            }
+        };
+        Ok(image)
+    }
+
+    /// The layers of one result as blobs.
+    async fn layers(&self, built: &Built, options: &ImageOptions) -> Result<Vec<ImageLayer>, BuildError> {
+        let (parts, images, lease) = (self.parts, &self.images, &self.lease);
+        // What came with the base keeps its bytes, unless other ones are forced.
+        let base_layers = built.base.as_ref().map_or(0, |base| base.rootfs.diff_ids.len());
+        let made = built.snapshot.layers().iter().enumerate().map(|(index, id)| {
+            let of_base = index < base_layers;
+            let compression = compression(options.compression);
+            let epoch = built.epoch.filter(|_| options.rewrite_timestamp && !of_base);
+            let (store, lease, images, id) = (parts.store.clone(), Arc::clone(lease), Arc::clone(images), id.clone());
+            blocking(move || {
+                let failed = |error: &build_engine_store::Error| StepError::store("cannot make a layer's blob", error);
+                let blob = store.layer_blob(&id, compression, epoch).map_err(|error| failed(&error))?;
+                let there = lease.hold_blob(&blob.descriptor.digest).map_err(|error| failed(&error))?
+                    && store.has_blob(&blob.descriptor.digest, Some(blob.descriptor.size));
+                // Only a layer that came as a blob can be without one: it is fetched again, never made anew.
+                if !there && !images.fetch_again(&blob.descriptor)? {
+                    let message = format!("blob {} of the base image is gone from the store", blob.descriptor.digest);
+                    let hint = "import or build the base image again";
+                    return Err(StepError::new(ExitKind::Integrity, Report::new("integrity", message).hint(hint)));
+                }
+                let info = store.layer_info(&id).map_err(|error| failed(&error))?;
+                Ok(ImageLayer {
+                    descriptor: blob.descriptor,
+                    diff_id: blob.diff_id,
+                    size_bytes: blob.uncompressed_bytes,
+                    created: rfc3339(info.created),
+                    description: info.description,
+                })
+            })
+        });
+        try_join_all(made).await
     }
 }
 
-fn tell(outcome: &mut Outcome, image: &Image, (root, configs): &(Descriptor, Vec<Digest>)) {
-    outcome.image = Some(root.clone());
-    outcome.config = match &configs[..] {
+fn tell(outcome: &mut Outcome, image: &Image) {
+    outcome.image = Some(image.root.clone());
+    outcome.config = match &image.configs[..] {
         [config] => Some(config.clone()),
         _ => None,
     };
@@ -167,65 +244,6 @@ fn all_names(request: &BuildRequest, names: &[Reference]) -> Vec<Reference> {
     let mut all: Vec<Reference> = request.tags.iter().chain(names).cloned().map(Reference::or_latest).collect();
     all.dedup();
     all
-}
-
-/// Makes blobs of all layers, and the documents that lead to them.
-async fn assemble(
-    parts: &Arc<Parts>,
-    request: &BuildRequest,
-    built: &Arc<Vec<Built>>,
-    options: &ImageOptions,
-    images: &Arc<Images>,
-    lease: &Arc<Lease>,
-    work: &Work,
-) -> Result<Image, BuildError> {
-    work.part("exporting layers", false);
-    let layers = try_join_all(built.iter().map(|one| layers(parts, one, options, images, lease))).await?;
-    work.part("exporting layers", true);
-    let oci = options.oci_media_types;
-    let mut image = Image {
-        root: Descriptor::new("", Digest::sha256(b""), 0),
-        documents: Vec::new(),
-        layers: Vec::new(),
-        configs: Vec::new(),
-        platforms: Vec::new(),
-        single: None,
-    };
-    let mut manifests = Vec::new();
-    for (one, layers) in built.iter().zip(layers) {
-        let epoch = one.epoch.map(rfc3339);
-        let base_history = one.base.as_ref().map_or(0, |base| base.history.len());
-        let config = image::config(one.image.clone(), &layers, epoch.as_deref(), base_history, oci);
-        let annotations = |target| annotations(&request.annotations, target, &one.platform);
-        let manifest = image::manifest(&config, &layers, annotations(AnnotationTarget::Manifest), oci);
-        let mut descriptor = manifest.descriptor.clone();
-        descriptor.annotations = annotations(AnnotationTarget::ManifestDescriptor);
-        let platform = one.image.platform();
-        descriptor.platform = Some(platform.clone());
-        work.part(format!("exporting manifest {}", descriptor.digest), true);
-        work.part(format!("exporting config {}", config.descriptor.digest), true);
-        image.configs.push(config.descriptor.digest.clone());
-        image.single = Some((config.descriptor.clone(), layers.iter().map(|layer| layer.descriptor.clone()).collect()));
-        image.documents.extend([config, manifest]);
-        image.layers.extend(layers);
-        image.platforms.push(platform);
-        manifests.push(descriptor);
-    }
-    let wants_index = request.annotations.iter().any(|annotation| annotation.targets.contains(&AnnotationTarget::Index));
-    image.root = match &manifests[..] {
-        [only] if !wants_index => Descriptor { platform: None, ..only.clone() },
-        _ => {
-            let own = all_annotations(&request.annotations, AnnotationTarget::Index);
-            let index = image::index(manifests, own, oci);
-            let mut root = index.descriptor.clone();
-            root.annotations = all_annotations(&request.annotations, AnnotationTarget::IndexDescriptor);
-            work.part(format!("exporting manifest list {}", root.digest), true);
-            image.documents.push(index);
-            image.single = image.single.filter(|_| built.len() == 1);
-            root
-        }
-    };
-    Ok(image)
 }
 
 fn annotations(all: &[Annotation], target: AnnotationTarget, platform: &Platform) -> BTreeMap<String, String> {
@@ -241,45 +259,6 @@ fn all_annotations(all: &[Annotation], target: AnnotationTarget) -> BTreeMap<Str
         .filter(|annotation| annotation.targets.contains(&target))
         .map(|annotation| (annotation.key.clone(), annotation.value.clone()))
         .collect()
-}
-
-/// The layers of one result as blobs.
-async fn layers(
-    parts: &Arc<Parts>,
-    built: &Built,
-    options: &ImageOptions,
-    images: &Arc<Images>,
-    lease: &Arc<Lease>,
-) -> Result<Vec<ImageLayer>, BuildError> {
-    // What came with the base keeps its bytes, unless other ones are forced.
-    let base_layers = built.base.as_ref().map_or(0, |base| base.rootfs.diff_ids.len());
-    let made = built.snapshot.layers().iter().enumerate().map(|(index, id)| {
-        let of_base = index < base_layers;
-        let compression = compression(options.compression);
-        let epoch = built.epoch.filter(|_| options.rewrite_timestamp && !of_base);
-        let (store, lease, images, id) = (parts.store.clone(), Arc::clone(lease), Arc::clone(images), id.clone());
-        blocking(move || {
-            let failed = |error: &build_engine_store::Error| StepError::store("cannot make a layer's blob", error);
-            let blob = store.layer_blob(&id, compression, epoch).map_err(|error| failed(&error))?;
-            let there = lease.hold_blob(&blob.descriptor.digest).map_err(|error| failed(&error))?
-                && store.has_blob(&blob.descriptor.digest, Some(blob.descriptor.size));
-            // Only a layer that came as a blob can be without one: it is fetched again, never made anew.
-            if !there && !images.fetch_again(&blob.descriptor)? {
-                let message = format!("blob {} of the base image is gone from the store", blob.descriptor.digest);
-                let hint = "import or build the base image again";
-                return Err(StepError::new(ExitKind::Integrity, Report::new("integrity", message).hint(hint)));
-            }
-            let info = store.layer_info(&id).map_err(|error| failed(&error))?;
-            Ok(ImageLayer {
-                descriptor: blob.descriptor,
-                diff_id: blob.diff_id,
-                size_bytes: blob.uncompressed_bytes,
-                created: rfc3339(info.created),
-                description: info.description,
-            })
-        })
-    });
-    try_join_all(made).await
 }
 
 fn compression(compression: Compression) -> compress::Compression {
@@ -338,7 +317,7 @@ fn layout_files(image: &Image, names: &[Reference], docker: bool) -> Vec<(String
         blobs.insert(layout::blob_path(&document.descriptor.digest), Content::Bytes(document.bytes.clone()));
     }
     for layer in &image.layers {
-        blobs.insert(layout::blob_path(&layer.descriptor.digest), Content::Blob(layer.descriptor.clone()));
+        blobs.insert(layout::blob_path(&layer.descriptor.digest), Content::Blob { digest: layer.descriptor.digest.clone(), size: layer.descriptor.size });
     }
     files.extend(blobs);
     files
@@ -346,7 +325,7 @@ fn layout_files(image: &Image, names: &[Reference], docker: bool) -> Vec<(String
 
 enum Content {
     Bytes(Vec<u8>),
-    Blob(Descriptor),
+    Blob { digest: Digest, size: u64 },
 }
 
 fn write_layout(
@@ -395,12 +374,17 @@ fn header(kind: tar::EntryType, mode: u32, size: u64) -> tar::Header {
 fn open(store: &Store, content: &Content) -> io::Result<(Box<dyn Read>, u64)> {
     match content {
         Content::Bytes(bytes) => Ok((Box::new(io::Cursor::new(bytes.clone())), bytes.len() as u64)),
-        Content::Blob(descriptor) => match store.open_blob(&descriptor.digest, Some(descriptor.size)) {
+        Content::Blob { digest, size } => match store.open_blob(digest, Some(*size)) {
             Ok(Some((file, size))) => {
-                let reader = Verified { file, store: store.clone(), expected: descriptor.digest.clone(), hasher: Some(Hasher::new()) };
+                let reader = Verified {
+                    file,
+                    store: store.clone(),
+                    expected: digest.clone(),
+                    hasher: Some(Hasher::new()),
+                };
                 Ok((Box::new(reader), size))
             }
-            Ok(None) => Err(io::Error::other(format!("blob {} is gone", descriptor.digest))),
+            Ok(None) => Err(io::Error::other(format!("blob {digest} is gone"))),
             Err(error) => Err(io::Error::other(error)),
         },
     }
@@ -444,7 +428,7 @@ fn write_directory(store: &Store, root: &Path, files: &[(String, Content)]) -> R
         let path = root.join(name);
         let parent = path.parent().unwrap_or(root).to_owned();
         std::fs::create_dir_all(&parent).map_err(|error| failed(&parent, &error))?;
-        if matches!(content, Content::Blob(descriptor) if has_size(&path, descriptor.size)) {
+        if matches!(content, Content::Blob { size, .. } if has_size(&path, *size)) {
             continue;
         }
         let (mut reader, _) = open(store, content).map_err(|error| failed(&path, &error))?;
@@ -469,7 +453,9 @@ fn to_dest(dest: &OutputDest, write: impl FnOnce(&mut dyn Write) -> io::Result<(
     match dest {
         OutputDest::Stdout => {
             let mut out = io::BufWriter::with_capacity(1 << 20, io::stdout());
-            write(&mut out).and_then(|()| out.flush()).map_err(|error| io_error("cannot write to standard output", &error))
+            write(&mut out)
+                .and_then(|()| out.flush())
+                .map_err(|error| io_error("cannot write to standard output", &error))
         }
         OutputDest::Path(path) => to_file(path, write),
     }

@@ -218,7 +218,7 @@ impl Embedded {
     }
 
     fn worker_ended(&self) -> BuildError {
-        let status = lock(&self.shared.child).as_mut().and_then(|child| wait_briefly(child));
+        let status = lock(&self.shared.child).as_mut().and_then(wait_briefly);
         let mut message = "the worker process ended unexpectedly".to_owned();
         if let Some(status) = status {
             message = format!("{message} ({status})");

@@ -42,12 +42,12 @@ pub(super) enum Output {
 #[error("{}", .report.message)]
 pub(super) struct StepError {
     pub(super) kind: ExitKind,
-    pub(super) report: Report,
+    pub(super) report: Box<Report>,
 }
 
 impl StepError {
     pub(super) fn new(kind: ExitKind, report: Report) -> Self {
-        Self { kind, report }
+        Self { kind, report: Box::new(report) }
     }
 
     /// Something of ours that the disk or the kernel refused.
@@ -63,7 +63,7 @@ impl StepError {
         };
         let mut report = Report::new(rule, what).caused_by(error);
         report.hint = hint.map(str::to_owned);
-        Self { kind, report }
+        Self::new(kind, report)
     }
 }
 

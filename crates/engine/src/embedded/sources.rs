@@ -210,10 +210,8 @@ pub(super) fn find_in_store(store: &Store, reference: &Reference, platform: &Pla
     let root = match reference.digest() {
         Some(digest) => {
             // The media type stands in the document itself.
-            match store.read_blob(digest, MAX_DOCUMENT_BYTES).map_err(|error| failed(&error))? {
-                Some(bytes) => Some(Descriptor::new(media_type_of(&bytes), digest.clone(), bytes.len() as u64)),
-                None => None,
-            }
+            let bytes = store.read_blob(digest, MAX_DOCUMENT_BYTES).map_err(|error| failed(&error))?;
+            bytes.map(|bytes| Descriptor::new(media_type_of(&bytes), digest.clone(), bytes.len() as u64))
         }
         None => store.name(reference).map_err(|error| failed(&error))?.map(|name| name.descriptor),
     };

@@ -87,7 +87,7 @@ async fn serve(stream: UnixStream, entered: Result<sandbox::worker::Entered, Bui
         match call {
             Call::Open { options } => {
                 if let Some(entered) = entered.take() {
-                    engine = entered.and_then(|entered| Engine::open(&options, entered)).map(Arc::new);
+                    engine = entered.and_then(|entered| Engine::open(&options, &entered)).map(Arc::new);
                 }
             }
             Call::Build { id, request } => {
