@@ -70,6 +70,9 @@ pub(crate) struct Group {
 impl Group {
     /// Makes the groups and sets the limits; what fails becomes a note if it was asked for.
     pub(crate) fn create(prefix: &str, parent: &str, limits: &Limits, notes: &mut Vec<String>) -> Self {
+        if *limits == Limits::default() && parent.is_empty() {
+            return Self::default();
+        }
         let mut random = [0; 8];
         let _ = rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty());
         let name = format!("{prefix}{:016x}", u64::from_le_bytes(random));
@@ -100,8 +103,7 @@ impl Group {
             }
         };
         if let Some(pids) = limits.pids {
-            let asked = limits.pids != Limits::default().pids;
-            limit("pids", ("pids.max", pids.to_string()), ("pids.max", pids.to_string()), asked);
+            limit("pids", ("pids.max", pids.to_string()), ("pids.max", pids.to_string()), true);
         }
         if let Some(bytes) = limits.memory_bytes {
             let text = bytes.to_string();

@@ -237,10 +237,13 @@ const MASKED_PATHS: &[&str] = &[
 const READONLY_PATHS: &[&str] = &["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
 /// Control group limits of a step.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+///
+/// Without any, and without a parent, a step gets no control group: moving a process into one makes the kernel wait for
+/// all processors, which costs more than the rest of a small step. Fork bombs are stopped by a resource limit then.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Limits {
-    /// Number of processes and threads; `None` means no limit.
+    /// Number of processes and threads; `None` means 4096 for each user, by `RLIMIT_NPROC`.
     pub pids: Option<u64>,
     /// Memory in bytes, swap excluded; `None` means no limit.
     pub memory_bytes: Option<u64>,
@@ -248,11 +251,6 @@ pub struct Limits {
     pub cpu_millis: Option<u64>,
 }
 
-impl Default for Limits {
-    fn default() -> Self {
-        Self { pids: Some(4096), memory_bytes: None, cpu_millis: None }
-    }
-}
 
 /// The descriptors of a [`StepSpec`]: `O_PATH` directories or files of the worker.
 #[derive(Debug, Default)]

@@ -56,7 +56,7 @@ fn set_up(spec: &StepSpec, ids: Ids, trees: Trees, filter: &[u8], helper: &Owned
     drop(trees);
     pivot(target.root())?;
     let identity = identity::resolve(target.root().as_fd(), &spec.user)?;
-    set_ulimits(spec, &mut notes);
+    set_ulimits(spec, ids, &mut notes);
     enter_directory(&target, &spec.cwd)?;
     let (args, env, path) = command(spec, &identity)?;
 
@@ -375,7 +375,17 @@ fn enter_directory(target: &Target, cwd: &str) -> Result<(), SetupError> {
     rustix::process::fchdir(&directory).phase(phase())
 }
 
-fn set_ulimits(spec: &StepSpec, notes: &mut Vec<String>) {
+/// Processes and threads that one user of a step may have, where no control group counts them.
+const MAX_PROCESSES: u64 = 4096;
+
+fn set_ulimits(spec: &StepSpec, ids: Ids, notes: &mut Vec<String>) {
+    // Counted in the step's own user namespace; in the host's it would count the host's processes.
+    if ids != Ids::Host
+        && let Ok((_, hard)) = sys::limit(libc::RLIMIT_NPROC)
+    {
+        let most = hard.min(MAX_PROCESSES);
+        let _ = sys::set_limit(libc::RLIMIT_NPROC, most, most);
+    }
     let nofile = libc::RLIMIT_NOFILE;
     let _ = sys::set_limit(libc::RLIMIT_CORE, 0, 0);
     if let Ok((_, hard)) = sys::limit(nofile) {
