@@ -127,8 +127,13 @@ impl Engine {
     /// Gives `path`, and all below it, to the engine's user.
     pub fn adopt(&self, path: &Path) -> Result<()> {
         let Some((uid, gid)) = self.ids else { return Ok(()) };
+        let metadata = fs::symlink_metadata(path)?;
         lchown(path, Some(uid), Some(gid)).with_context(|| format!("cannot give `{}` away", path.display()))?;
-        if fs::symlink_metadata(path)?.is_dir() {
+        if metadata.is_file() {
+            // A new owner takes setuid and setgid away.
+            fs::set_permissions(path, metadata.permissions())?;
+        }
+        if metadata.is_dir() {
             for entry in fs::read_dir(path)? {
                 self.adopt(&entry?.path())?;
             }

@@ -65,7 +65,12 @@ pub struct Place {
 
 impl From<&SourceSpan> for Place {
     fn from(span: &SourceSpan) -> Self {
-        Self { file: span.file.name.clone(), text: span.file.text.clone(), start: span.bytes.start, end: span.bytes.end }
+        Self {
+            file: span.file.name.clone(),
+            text: span.file.text.clone(),
+            start: span.bytes.start,
+            end: span.bytes.end,
+        }
     }
 }
 

@@ -165,7 +165,12 @@ mod tests {
     }
 
     fn item(created_by: &str, created: Option<&str>, empty_layer: bool) -> History {
-        History { created_by: created_by.into(), created: created.map(str::to_owned), empty_layer, ..History::default() }
+        History {
+            created_by: created_by.into(),
+            created: created.map(str::to_owned),
+            empty_layer,
+            ..History::default()
+        }
     }
 
     fn history_of(history: Vec<History>, layers: &[ImageLayer], epoch: Option<&str>, base: usize) -> Vec<String> {
@@ -176,7 +181,14 @@ mod tests {
         let mut lines: Vec<String> = image
             .history
             .iter()
-            .map(|item| format!("{}{} {}", item.created_by, if item.empty_layer { " -" } else { "" }, item.created.as_deref().unwrap_or("?")))
+            .map(|item| {
+                format!(
+                    "{}{} {}",
+                    item.created_by,
+                    if item.empty_layer { " -" } else { "" },
+                    item.created.as_deref().unwrap_or("?")
+                )
+            })
             .collect();
         lines.push(format!("created {}", image.created.unwrap_or_default()));
         lines
@@ -188,11 +200,21 @@ mod tests {
 
     #[test]
     fn metadata_gets_the_time_of_the_first_new_layer_or_of_what_stands_before() {
-        let history =
-            vec![item("base", Some(T1), false), item("ENV", None, true), item("RUN", None, false), item("CMD", None, true)];
+        let history = vec![
+            item("base", Some(T1), false),
+            item("ENV", None, true),
+            item("RUN", None, false),
+            item("CMD", None, true),
+        ];
         assert_eq!(
             history_of(history, &[layer(T1), layer(T2)], None, 1),
-            [format!("base {T1}"), format!("ENV - {T2}"), format!("RUN {T2}"), format!("CMD - {T2}"), format!("created {T2}")]
+            [
+                format!("base {T1}"),
+                format!("ENV - {T2}"),
+                format!("RUN {T2}"),
+                format!("CMD - {T2}"),
+                format!("created {T2}")
+            ]
         );
     }
 

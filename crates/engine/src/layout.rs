@@ -149,7 +149,11 @@ impl Layout {
             (None, None) => "that stands alone (name a tag or digest)".into(),
         };
         let available: Vec<String> = index.manifests.iter().flat_map(names).map(|name| format!("`{name}`")).collect();
-        let available = if available.is_empty() { format!("{} without a tag", index.manifests.len()) } else { available.join(", ") };
+        let available = if available.is_empty() {
+            format!("{} without a tag", index.manifests.len())
+        } else {
+            available.join(", ")
+        };
         Err(LayoutError::NoSuchImage { path: self.path.clone(), wanted, available })
     }
 

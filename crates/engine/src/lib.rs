@@ -19,6 +19,5 @@ pub use backend::{Backend, ImageSummary, Unsupported};
 pub use error::{BuildError, ExitKind, Place, Report};
 pub use request::{
     Annotation, AnnotationTarget, Attestation, BuildRequest, Compression, ContextSource, ImageOptions, InvalidOutput,
-    Limit, NetworkMode,
-    NoCache, Outcome, Output, OutputDest, ResourceLimits, RunRequest, StoreOptions, UserNamespace,
+    Limit, NetworkMode, NoCache, Outcome, Output, OutputDest, ResourceLimits, RunRequest, StoreOptions, UserNamespace,
 };

@@ -301,11 +301,7 @@ pub struct ImageOptions {
 
 impl Default for ImageOptions {
     fn default() -> Self {
-        Self {
-            compression: Compression::Gzip(None),
-            oci_media_types: true,
-            rewrite_timestamp: false,
-        }
+        Self { compression: Compression::Gzip(None), oci_media_types: true, rewrite_timestamp: false }
     }
 }
 
@@ -407,7 +403,12 @@ impl FromStr for Output {
             "image" => Self::Image { names: take_names(&mut attrs)?, options: take_options(&mut attrs)? },
             "oci" => {
                 let tar = take_bool(&mut attrs, "tar")?.unwrap_or(true);
-                Self::Oci { tar, names: take_names(&mut attrs)?, options: take_options(&mut attrs)?, dest: take_dest(&mut attrs)? }
+                Self::Oci {
+                    tar,
+                    names: take_names(&mut attrs)?,
+                    options: take_options(&mut attrs)?,
+                    dest: take_dest(&mut attrs)?,
+                }
             }
             "docker" => {
                 let tar = take_bool(&mut attrs, "tar")?.unwrap_or(true);
@@ -420,7 +421,8 @@ impl FromStr for Output {
                 }
                 if !attrs.contains_key("dest") {
                     return Err(invalid(
-                        "loading straight into a daemon is not supported yet; add `dest=FILE` and use `docker load`".into(),
+                        "loading straight into a daemon is not supported yet; add `dest=FILE` and use `docker load`"
+                            .into(),
                     ));
                 }
                 Self::Docker { tar, names, options, dest: take_dest(&mut attrs)? }
@@ -433,12 +435,16 @@ impl FromStr for Output {
                 let platform_split = take_bool(&mut attrs, "platform-split")?;
                 match take_dest(&mut attrs)? {
                     OutputDest::Path(dest) => Self::Local { dest, platform_split },
-                    OutputDest::Stdout => return Err(invalid("a directory cannot be written to standard output".into())),
+                    OutputDest::Stdout => {
+                        return Err(invalid("a directory cannot be written to standard output".into()));
+                    }
                 }
             }
             "cacheonly" => Self::CacheOnly,
             "registry" => {
-                return Err(invalid("type `registry` is not supported yet; use `type=oci` and push with another tool".into()));
+                return Err(invalid(
+                    "type `registry` is not supported yet; use `type=oci` and push with another tool".into(),
+                ));
             }
             other => {
                 return Err(invalid(format!(

@@ -4,8 +4,9 @@
 //! follow BuildKit's `SolveStatus`, cut into one event per happening.
 //!
 //! Order: for one vertex, [`Event::Vertex`] comes first, then [`Event::Started`], then any number of
-//! [`Event::Progress`] and [`Event::Log`], then [`Event::Completed`]. A vertex whose result was not needed is only
-//! announced.
+//! [`Event::Progress`] and [`Event::Log`], then [`Event::Completed`]. What lies below a result that was found is reported
+//! as cached along with it; should it be needed after all, because its own result is gone, it is started once more. A
+//! vertex whose inputs failed is only announced.
 
 use build_engine_oci::Digest;
 use serde::{Deserialize, Serialize};

@@ -57,6 +57,15 @@ fn describe(errno: i32, detail: &Option<String>) -> String {
 }
 
 impl SetupError {
+    /// Whether the image and the step do not fit together, as with a user that the image does not have; otherwise the
+    /// host lacks or denies something.
+    pub fn is_of_the_image(&self) -> bool {
+        let phases = ["resolve the user", "read /etc/", "make the working directory", "enter the working directory"];
+        // What a mount shows, or where, is not there.
+        let missing = matches!(self.errno, libc::ENOENT | libc::ENOTDIR) && self.phase.starts_with("mount \"");
+        missing || phases.iter().any(|phase| self.phase.starts_with(phase))
+    }
+
     pub(crate) fn detail(phase: impl Into<String>, detail: impl Into<String>) -> Self {
         Self { phase: phase.into(), errno: 0, detail: Some(detail.into()) }
     }

@@ -2,7 +2,8 @@
 //!
 //! Only the root's own `/etc/passwd` and `/etc/group` count; both are regular files of bounded size, opened inside the
 //! root. The rules are those of BuildKit: `user`, `user:group`, `:group`, names or numbers; a number needs no entry, a
-//! name does; supplementary groups come from the group file and only where no group was given.
+//! name does; supplementary groups come from the group file and only where no group was given. The group itself is
+//! always among the supplementary ones, so that giving it up does not help against a file mode that locks it out.
 
 use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -101,6 +102,9 @@ fn from_text(passwd: &str, group: &str, user: &str) -> Result<Identity, String> 
             }
         }
     }
+    if !identity.groups.contains(&identity.gid) {
+        identity.groups.insert(0, identity.gid);
+    }
     Ok(identity)
 }
 
@@ -125,14 +129,14 @@ mod tests {
 
     #[test]
     fn users_and_groups_resolve_by_name_and_by_number() {
-        check("", 0, 0, &[10], Some("/root"));
-        check("app", 1000, 1001, &[10, 999], Some("/home/app"));
-        check("1000", 1000, 1001, &[10, 999], Some("/home/app"));
-        check("app:wheel", 1000, 10, &[], Some("/home/app"));
-        check("app:7", 1000, 7, &[], Some("/home/app"));
-        check("4242", 4242, 0, &[], None);
-        check("4242:4243", 4242, 4243, &[], None);
-        check(":wheel", 0, 10, &[], Some("/root"));
+        check("", 0, 0, &[0, 10], Some("/root"));
+        check("app", 1000, 1001, &[1001, 10, 999], Some("/home/app"));
+        check("1000", 1000, 1001, &[1001, 10, 999], Some("/home/app"));
+        check("app:wheel", 1000, 10, &[10], Some("/home/app"));
+        check("app:7", 1000, 7, &[7], Some("/home/app"));
+        check("4242", 4242, 0, &[0], None);
+        check("4242:4243", 4242, 4243, &[4243], None);
+        check(":wheel", 0, 10, &[10], Some("/root"));
     }
 
     #[test]

@@ -5,7 +5,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_flag,
@@ -329,6 +329,17 @@ impl Target {
             Err(Errno::NOENT) => self.find_or_make(path, true, MAX_LINKS),
             Err(e) => Err(e),
         }
+    }
+
+    /// Makes the directory `path` and its missing parents, which stay, for the user and group.
+    pub(crate) fn make_directory(&mut self, path: &str, uid: u32, gid: u32) -> rustix::io::Result<()> {
+        let before = self.stubs.len();
+        self.find_or_make(path, true, MAX_LINKS)?;
+        let (owner, group) = (rustix::fs::Uid::from_raw(uid), rustix::fs::Gid::from_raw(gid));
+        for (stub, parent) in self.stubs.split_off(before).iter().zip(self.parents.split_off(before)) {
+            rustix::fs::chownat(&parent, &stub.name, Some(owner), Some(group), AtFlags::SYMLINK_NOFOLLOW)?;
+        }
+        Ok(())
     }
 
     fn find_or_make(&mut self, path: &str, directory: bool, links: usize) -> rustix::io::Result<OwnedFd> {

@@ -22,7 +22,7 @@ pub struct StepSpec {
     pub args: Vec<String>,
     /// `KEY=value` pairs. Nothing else reaches the process, except `HOME` and `PATH` when they are absent.
     pub env: Vec<String>,
-    /// Working directory; must exist in the root. Empty means `/`.
+    /// Working directory, made for the user if it does not exist. Empty means `/`.
     pub cwd: String,
     /// `user[:group]`, names or numbers, resolved with the root's own files; empty means root.
     pub user: String,

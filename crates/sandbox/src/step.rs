@@ -52,10 +52,9 @@ fn set_up(spec: &StepSpec, ids: Ids, trees: Trees, filter: &[u8], helper: &Owned
     }
     let _ = sys::new_session_keyring();
 
-    let mut target = mount_all(spec, ids, &trees, network, &mut notes)?;
+    let (mut target, identity) = mount_all(spec, ids, &trees, network, &mut notes)?;
     drop(trees);
     pivot(target.root())?;
-    let identity = identity::resolve(target.root().as_fd(), &spec.user)?;
     set_ulimits(spec, ids, &mut notes);
     enter_directory(&target, &spec.cwd)?;
     let (args, env, path) = command(spec, &identity)?;
@@ -97,12 +96,18 @@ fn mount_all(
     trees: &Trees,
     network: Network,
     notes: &mut Vec<String>,
-) -> Result<Target, SetupError> {
+) -> Result<(Target, Identity), SetupError> {
     rustix::mount::mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE)
         .phase("make mounts private")?;
     let mut bench = Workbench::new().phase("mount the workbench")?;
     let root = root(spec, trees, &mut bench)?;
     let mut target = Target::new(root);
+    // As BuildKit does it, before anything is mounted in the root: only its own files and directories count.
+    let identity = identity::resolve(target.root().as_fd(), &spec.user)?;
+    if target.open_nofollow(&spec.cwd).is_err_and(|e| e == Errno::NOENT) {
+        let phase = || format!("make the working directory {:?}", spec.cwd);
+        target.make_directory(&spec.cwd, identity.uid, identity.gid).phase(phase())?;
+    }
     mount_system(spec, ids, trees, network, &mut target, notes)?;
 
     let private = network == Network::Default;
@@ -135,7 +140,7 @@ fn mount_all(
         attach(&copy, &point).phase(phase)?;
         target.replace_root(copy);
     }
-    Ok(target)
+    Ok((target, identity))
 }
 
 /// Mounts the root and makes it the working directory.
@@ -352,7 +357,16 @@ fn pivot(root: &OwnedFd) -> Result<(), SetupError> {
     match rustix::process::pivot_root(".", ".") {
         Ok(()) => {
             rustix::process::fchdir(&old).phase("enter the old root")?;
-            rustix::mount::unmount(".", UnmountFlags::DETACH).phase("detach the old root")?;
+            // The old root now lies on top of the new one, and the workbench on top of the old root. An unmount takes
+            // the topmost only; whatever stayed would be what `..` below the new root leads to. The end is the old
+            // root itself, which is no mount of this namespace any more.
+            loop {
+                match rustix::mount::unmount(".", UnmountFlags::DETACH) {
+                    Ok(()) => {}
+                    Err(Errno::INVAL) => break,
+                    Err(e) => return Err(e).phase("detach the old root"),
+                }
+            }
         }
         // The worker's root is an initial ramdisk or a plain chroot.
         Err(Errno::INVAL) => {
@@ -361,7 +375,18 @@ fn pivot(root: &OwnedFd) -> Result<(), SetupError> {
         }
         Err(e) => return Err(e).phase("pivot the root"),
     }
-    rustix::process::chdir("/").phase("enter the new root")
+    rustix::process::chdir("/").phase("enter the new root")?;
+    nothing_above()
+}
+
+/// Refuses to go on if the way up from below the root leads to something other than the root.
+fn nothing_above() -> Result<(), SetupError> {
+    let phase = "leave the old root";
+    let (root, above) = (rustix::fs::stat("/").phase(phase)?, rustix::fs::stat("/dev/..").phase(phase)?);
+    if (root.st_dev, root.st_ino) != (above.st_dev, above.st_ino) {
+        return Err(SetupError::detail(phase, "another tree is still mounted on top of the new root"));
+    }
+    Ok(())
 }
 
 /// Changes to `cwd`, which must be a directory inside the root.
@@ -464,7 +489,8 @@ fn confine(spec: &StepSpec, identity: &Identity, filter: &[u8]) -> Result<(), Se
     let _ = sys::clear_ambient();
     sys::keep_capabilities(true).phase("keep capabilities")?;
     match sys::set_groups(&identity.groups) {
-        Err(e) if e.raw_os_error() == Some(libc::EPERM) && identity.groups.is_empty() => {}
+        // Denied where only one id is mapped: then its group is the only one there is.
+        Err(e) if e.raw_os_error() == Some(libc::EPERM) && identity.groups == [identity.gid] => {}
         other => other.phase("set the groups")?,
     }
     let id = |what: &str, id: u32| format!("become {what} {id} (is it mapped into the user namespace?)");

@@ -318,9 +318,9 @@ const CASES: &[Case] = &[
         assert_eq!(run(&["true"]).0, 0);
     }),
     ("set_up_failures_are_typed_and_say_which_phase", |lab| {
-        let ran = lab.run(&StepSpec { cwd: "/missing".into(), ..spec("true") });
+        let ran = lab.run(&StepSpec { cwd: "/old".into(), ..spec("true") });
         let Err(SandboxError::Setup(error)) = &ran.exit else { panic!("{:?}", ran.exit) };
-        assert_eq!((error.phase.as_str(), error.errno), ("enter the working directory \"/missing\"", 2));
+        assert_eq!((error.phase.as_str(), error.errno), ("enter the working directory \"/old\"", 20));
         let ran = lab.run(&StepSpec { user: "ghost".into(), ..spec("true") });
         let Err(SandboxError::Setup(error)) = &ran.exit else { panic!("{:?}", ran.exit) };
         assert_eq!(error.to_string(), "resolve the user: no user named \"ghost\" in /etc/passwd");
@@ -576,6 +576,20 @@ const CASES: &[Case] = &[
         let ran =
             lab.run_on(&StepSpec { cwd: "/proc/self/fd/3".into(), ..spec("true") }, &[&lab.store.join("base")], &[]);
         assert!(matches!(ran.exit, Err(SandboxError::Setup(_))), "CVE-2024-21626: {:?}", ran.exit);
+    }),
+    ("the_way_up_ends_at_the_root", |lab| {
+        // What `..` finds crosses mounts: nothing may lie on top of the root, least of all the old one.
+        let script = "for d in /etc /proc /dev /sys /tmp; do [ $d/.. -ef / ] || echo $d; done; ls -d /etc/../old; \
+                      awk '$5 == \"/\"' /proc/self/mountinfo | wc -l";
+        assert_eq!(lab.sh(script).ok(), "/etc/../old\n1");
+        assert_eq!(lab.run(&StepSpec { root_readonly: true, ..spec(script) }).ok(), "/etc/../old\n1");
+    }),
+    ("a_working_directory_that_is_missing_is_made_for_the_user", |lab| {
+        let (cwd, user) = ("/missing/deep".into(), if lab.one_uid() { "" } else { "app" }.to_owned());
+        let ran = lab.run(&StepSpec { cwd, user, ..spec("pwd; id -u; stat -c %u:%g:%a . ..") });
+        let (id, owner) = if lab.one_uid() { ("0", "0:0:755") } else { ("1000", "1000:1001:755") };
+        assert_eq!(ran.ok(), format!("/missing/deep\n{id}\n{owner}\n{owner}"));
+        assert!(ran.upper.join("missing/deep").is_dir() && !ran.upper.join("proc").exists());
     }),
     ("a_read_only_root_and_a_plain_directory_root_work", |lab| {
         let ran =

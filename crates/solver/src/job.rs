@@ -8,6 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use build_engine_graph::{Edge, Event, EventSink, Timestamp, Vertex, walk};
 use build_engine_oci::Digest;
 use futures::future::{BoxFuture, try_join, try_join_all};
+use tokio::sync::watch;
 
 use crate::Failure;
 use crate::flight::{FlightKey, Flights, Hub, Landed, Listener, lock};
@@ -109,6 +110,8 @@ impl<O: Ops> Solver<O> {
             nodes: Mutex::default(),
             landed: Mutex::default(),
             story: Mutex::default(),
+            ahead: Mutex::default(),
+            runs: watch::Sender::new(0),
         })
     }
 
@@ -195,6 +198,35 @@ struct JobInner<O: Ops> {
     /// What this job has by key: for vertices that turn out to be the same only by their keys.
     landed: Mutex<HashMap<FlightKey, Arc<Solved<O>>>>,
     story: Mutex<Story>,
+    ahead: Mutex<Ahead>,
+    /// Counts the changes of `ahead`, for those who wait to hear of one.
+    runs: watch::Sender<usize>,
+}
+
+/// What decides about beginning inputs ahead of time; see [`JobInner::key_or_ahead`].
+#[derive(Default)]
+struct Ahead {
+    /// Who consumes a vertex.
+    consumers: HashMap<Digest, Vec<Digest>>,
+    /// Vertices that stand on one that had to run.
+    above_a_run: HashSet<Digest>,
+}
+
+impl Ahead {
+    /// Notes that `vertex` has to run. Whether that is news for any other.
+    fn run(&mut self, vertex: &Digest) -> bool {
+        let mut news = false;
+        let mut above = vec![vertex.clone()];
+        while let Some(below) = above.pop() {
+            for consumer in self.consumers.get(&below).into_iter().flatten() {
+                if self.above_a_run.insert(consumer.clone()) {
+                    news = true;
+                    above.push(consumer.clone());
+                }
+            }
+        }
+        news
+    }
 }
 
 struct Node<O: Ops> {
@@ -414,7 +446,9 @@ impl<O: Ops> JobInner<O> {
         vertex: &'a Arc<Vertex>,
     ) -> BoxFuture<'a, Result<Arc<Solved<O>>, Failure>> {
         Box::pin(async move {
-            let mut keyed = self.keyed(vertex).get().await?;
+            // Kept until the inputs are asked for below: nobody else may be waiting for them yet.
+            let mut ahead = Vec::new();
+            let mut keyed = self.key_or_ahead(vertex, &mut ahead).await?;
             if let Some(solved) = self.reuse(vertex, &keyed).await? {
                 return Ok(solved);
             }
@@ -429,6 +463,7 @@ impl<O: Ops> JobInner<O> {
                 .zip(&inputs)
                 .map(|(edge, solved)| solved.output(edge))
                 .collect::<Result<_, _>>()?;
+            drop(ahead);
             // The key so far is what records said of the inputs. Where one of them had to run again and came out
             // different, or where only a lost result told the key, it is computed from what is there now.
             let changed = inputs.iter().zip(&keyed.inputs).any(|(solved, then)| solved.state != *then);
@@ -443,6 +478,45 @@ impl<O: Ops> JobInner<O> {
             }
             self.fly(vertex, &keyed, outputs).await
         })
+    }
+
+    /// The key of a vertex whose result is wanted.
+    ///
+    /// A key may depend on the content of an input that has to run first. As soon as one below does, there is no hope that
+    /// a record spares the other inputs, so they are begun as well: two stages that are copied from run side by side.
+    async fn key_or_ahead(
+        self: &Arc<Self>,
+        vertex: &Arc<Vertex>,
+        ahead: &mut Vec<Wait<Arc<Solved<O>>>>,
+    ) -> Result<Arc<Keyed>, Failure> {
+        let mut runs = self.runs.subscribe();
+        let mut key = std::pin::pin!(self.keyed(vertex).get());
+        // Mostly it is known by now, and then there is no need to look below.
+        if let std::task::Poll::Ready(keyed) = futures::poll!(&mut key) {
+            return keyed;
+        }
+        while !self.has_run_below(vertex) {
+            tokio::select! {
+                biased;
+                keyed = &mut key => return keyed,
+                changed = runs.changed() => debug_assert!(changed.is_ok(), "the job holds the sender"),
+            }
+        }
+        ahead.extend(vertex.inputs().iter().map(|edge| self.solved(&edge.vertex)));
+        let begun = try_join_all(ahead.iter().cloned().map(Wait::get));
+        tokio::select! {
+            biased;
+            keyed = &mut key => keyed,
+            begun = begun => match begun {
+                Ok(_) => key.await,
+                Err(failure) => Err(failure),
+            },
+        }
+    }
+
+    /// Whether anything that `vertex` depends on had to run in this job.
+    fn has_run_below(&self, vertex: &Vertex) -> bool {
+        lock(&self.ahead).above_a_run.contains(vertex.digest())
     }
 
     async fn key_again(
@@ -495,6 +569,10 @@ impl<O: Ops> JobInner<O> {
         keyed: &Arc<Keyed>,
         inputs: Vec<O::Output>,
     ) -> Result<Arc<Solved<O>>, Failure> {
+        // What is read in place (a local context) is no work.
+        if !keyed.state.unique && lock(&self.ahead).run(vertex.digest()) {
+            self.runs.send_modify(|runs| *runs += 1);
+        }
         let mut report = Report { job: self, vertex, finished: false };
         let flight = self.solver.inner.flights.join(keyed.state.flight_key(self.number), |hub| {
             let run = Run {
@@ -631,6 +709,11 @@ impl<O: Ops> JobInner<O> {
                 inputs.push(edge.vertex.digest().clone());
             }
         }
+        let mut ahead = lock(&self.ahead);
+        for input in &inputs {
+            ahead.consumers.entry(input.clone()).or_default().push(vertex.digest().clone());
+        }
+        drop(ahead);
         self.sink.emit(Event::Vertex { vertex: vertex.digest().clone(), name: vertex.name(), inputs });
     }
 

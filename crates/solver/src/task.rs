@@ -57,6 +57,7 @@ pub(crate) enum Slot<T: Clone> {
 }
 
 /// What there is to wait for.
+#[derive(Clone)]
 pub(crate) enum Wait<T: Clone> {
     Done(T),
     Running(Arc<Task<T>>),

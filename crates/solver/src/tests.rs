@@ -154,6 +154,37 @@ fn a_waiter_that_gives_up_does_not_take_the_run_from_the_other() {
     });
 }
 
+/// The keys of both copies depend on what the stages come to; the stages must not wait for one another for that.
+#[test]
+fn stages_that_are_copied_from_run_side_by_side_and_so_does_the_stage_that_copies() {
+    run(async {
+        let bench = Bench::new();
+        let base = Step::new("base").vertex();
+        let one = Step::new("one").input(&base).vertex();
+        let two = Step::new("two").input(&base).vertex();
+        let own = Step::new("own").input(&base).vertex();
+        let first = Step::new("copy one").input(&own).content(&one).vertex();
+        let second = Step::new("copy two").input(&first).content(&two).vertex();
+        for name in ["one", "two", "own"] {
+            bench.world.hold(name);
+        }
+        let (job, _) = bench.job();
+        let top = job.solve(&[second.output()])[0].clone();
+        let build = tokio::spawn(async move { top.evaluate().await });
+        for name in ["one", "two", "own"] {
+            bench.world.running(name).await;
+        }
+        for name in ["one", "two", "own"] {
+            bench.world.release(name);
+        }
+        build.await.unwrap().unwrap();
+        drop(job);
+        assert_eq!(bench.world.take_runs().len(), 6);
+        bench.build(&second).await.unwrap();
+        assert_eq!(bench.world.take_runs(), none());
+    });
+}
+
 #[test]
 fn the_last_waiter_that_gives_up_cancels_the_run_and_frees_its_permit() {
     run(async {

@@ -53,6 +53,8 @@ fn page(rows: &mut Vec<(String, String)>, info: &Value) -> String {
 /// What is missing on this host, and the line that mends it.
 fn advice(info: &Value) -> Vec<String> {
     let absent = |value: &Value| matches!(value, Value::Null | Value::Bool(false)) || *value == 0;
+    // Root needs no range of its own.
+    let root = info.get("root") == Some(&Value::Bool(true));
     [
         ("overlay", "the kernel has no overlayfs", "modprobe overlay"),
         (
@@ -68,6 +70,7 @@ fn advice(info: &Value) -> Vec<String> {
         ("pasta", "pasta is missing: RUN uses the network of the host", "apt-get install passt"),
     ]
     .into_iter()
+    .filter(|(member, ..)| !(root && matches!(*member, "id_map_tools" | "subordinate_uids")))
     .filter(|(member, ..)| info.get(member).is_some_and(absent))
     .map(|(_, what, fix)| format!("{what}\nfix: {fix}"))
     .collect()

@@ -2,11 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use build_engine_dockerfile::{Diagnostic, Level};
 use build_engine_frontend::{self as frontend, Answer, Answers, Lowered, Lowering, Question};
-use build_engine_graph::{Event, EventSink, MountKind, Op, Security, Vertex, Warning, walk};
+use build_engine_graph::{Event, EventSink, Mount, MountKind, Op, Security, Vertex, Warning, walk};
 use build_engine_oci::{Digest, Platform, Reference};
 use build_engine_sandbox as sandbox;
 use build_engine_solver::{Failure, JobOptions, Solver};
@@ -18,7 +18,7 @@ use super::events::Work;
 use super::export::{Built, Export};
 use super::ops::{self, BuildOps, MAX_RUNNING, Parts, StepError};
 use super::records::{StoreClaims, StoreRecords};
-use super::sources::Images;
+use super::sources::{Images, UNKNOWN_IMAGE};
 use crate::{
     BuildError, BuildRequest, ContextSource, ExitKind, ImageSummary, NoCache, Outcome, Output, Place, Report,
     StoreOptions, Unsupported,
@@ -164,6 +164,7 @@ impl Engine {
         let definition =
             Work::start(sink, &format!("[internal] load build definition from {}", request.dockerfile_name));
         let input = frontend_request(request);
+        let missing = Mutex::new(Vec::new());
         let mut answers = Answers::new();
         let mut definition = Some(definition);
         loop {
@@ -172,12 +173,15 @@ impl Engine {
                 work.done(Ok::<(), &String>(()));
             }
             match lowering {
-                Err(diagnostics) => return Err(diagnostics_error(&diagnostics, request)),
+                Err(diagnostics) => {
+                    let missing = missing.into_inner().unwrap_or_else(PoisonError::into_inner);
+                    return Err(missing_images(&diagnostics, &missing, request)
+                        .unwrap_or_else(|| diagnostics_error(&diagnostics, request)));
+                }
                 Ok(Lowering::Done(lowered)) => return Ok(lowered),
                 Ok(Lowering::Needs(questions)) => {
-                    let answered =
-                        try_join_all(questions.into_iter().map(|question| answer(question, request, images, sink)));
-                    answers.extend(answered.await?);
+                    let answer = |question| answer(question, request, images, &missing, sink);
+                    answers.extend(try_join_all(questions.into_iter().map(answer)).await?);
                 }
             }
         }
@@ -236,13 +240,9 @@ impl Engine {
         .await
     }
 
-    /// What this host offers.
-    pub(super) fn host_info(&self) -> serde_json::Value {
-        let mut info = serde_json::to_value(sandbox::host::probe()).unwrap_or_default();
-        info["mode"] = self.mode.clone().into();
-        info["notes"] = self.notes.clone().into();
-        info["store"] = self.parts.store.root().display().to_string().into();
-        info
+    /// How the worker runs, and what it had to do without.
+    pub(super) fn worker_info(&self) -> serde_json::Value {
+        serde_json::json!({ "mode": self.mode, "notes": self.notes, "store": self.parts.store.root() })
     }
 
     /// Waits until no step of a cancelled build is left.
@@ -355,6 +355,7 @@ fn answer<'a>(
     question: Question,
     request: &'a BuildRequest,
     images: &'a Arc<Images>,
+    missing: &'a Mutex<Vec<Report>>,
     sink: &'a Arc<dyn EventSink>,
 ) -> BoxFuture<'a, Result<(Question, Answer), BuildError>> {
     Box::pin(async move {
@@ -369,6 +370,12 @@ fn answer<'a>(
                 work.done(result.as_ref().map(|_| ()));
                 match result {
                     Ok(answer) => answer,
+                    // Whether a stage was meant is for the frontend to see.
+                    Err(error) if error.report.rule == UNKNOWN_IMAGE => {
+                        let message = error.report.message.clone();
+                        missing.lock().unwrap_or_else(PoisonError::into_inner).push(*error.report);
+                        Answer::Failed(message)
+                    }
                     Err(error) => return Err(image_error(error, &source.identifier, request)),
                 }
             }
@@ -383,6 +390,18 @@ fn answer<'a>(
         };
         Ok((question, answer))
     })
+}
+
+/// The error of a Dockerfile with nothing wrong but images that are not there; each says how to get it.
+fn missing_images(diagnostics: &[Diagnostic], missing: &[Report], request: &BuildRequest) -> Option<BuildError> {
+    let reports = diagnostics.iter().filter(|diagnostic| diagnostic.level == Level::Error).map(|diagnostic| {
+        let report = missing.iter().find(|report| diagnostic.message.ends_with(&report.message));
+        let unresolved = report.filter(|_| diagnostic.rule == "unresolved-image")?.clone();
+        let place = Report::from_diagnostic(diagnostic, &request.dockerfile_name, &request.dockerfile).place;
+        Some(unresolved.at(place))
+    });
+    let reports: Vec<Report> = reports.collect::<Option<_>>()?;
+    (!reports.is_empty()).then_some(BuildError { kind: ExitKind::Source, reports })
 }
 
 /// Adds the place in the Dockerfile that named the image, where it can be found.
@@ -485,7 +504,11 @@ fn refusals(vertex: &Vertex) -> Vec<String> {
             for mount in exec.mounts.iter().filter(|mount| mount.dest != "/") {
                 match &mount.kind {
                     MountKind::Tmpfs { .. } => {}
-                    MountKind::Bind => found.push("`RUN --mount=type=bind` is not supported yet".into()),
+                    // Of the build context; what other stages and heredocs made is in the store.
+                    MountKind::Bind if reads_local_files(vertex, mount) => {
+                        found.push("`RUN --mount=type=bind` of the build context is not supported yet".into());
+                    }
+                    MountKind::Bind => {}
                     MountKind::Cache { .. } => found.push("`RUN --mount=type=cache` is not supported yet".into()),
                     MountKind::Secret(_) => found.push("`RUN --mount=type=secret` is not supported yet".into()),
                     MountKind::Ssh(_) => found.push("`RUN --mount=type=ssh` is not supported yet".into()),
@@ -513,6 +536,13 @@ fn refusals(vertex: &Vertex) -> Vec<String> {
         Op::File(_) | Op::Merge(_) | Op::Diff(_) => {}
     }
     found
+}
+
+fn reads_local_files(vertex: &Vertex, mount: &Mount) -> bool {
+    mount
+        .input
+        .and_then(|input| vertex.inputs().get(input))
+        .is_some_and(|edge| matches!(edge.vertex.op(), Op::Source(source) if source.identifier.starts_with("local://")))
 }
 
 /// Whether this host runs programs for `platform`: by itself, or through an emulator that is registered.

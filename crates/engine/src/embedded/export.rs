@@ -317,7 +317,10 @@ fn layout_files(image: &Image, names: &[Reference], docker: bool) -> Vec<(String
         blobs.insert(layout::blob_path(&document.descriptor.digest), Content::Bytes(document.bytes.clone()));
     }
     for layer in &image.layers {
-        blobs.insert(layout::blob_path(&layer.descriptor.digest), Content::Blob { digest: layer.descriptor.digest.clone(), size: layer.descriptor.size });
+        blobs.insert(
+            layout::blob_path(&layer.descriptor.digest),
+            Content::Blob { digest: layer.descriptor.digest.clone(), size: layer.descriptor.size },
+        );
     }
     files.extend(blobs);
     files
@@ -376,12 +379,8 @@ fn open(store: &Store, content: &Content) -> io::Result<(Box<dyn Read>, u64)> {
         Content::Bytes(bytes) => Ok((Box::new(io::Cursor::new(bytes.clone())), bytes.len() as u64)),
         Content::Blob { digest, size } => match store.open_blob(digest, Some(*size)) {
             Ok(Some((file, size))) => {
-                let reader = Verified {
-                    file,
-                    store: store.clone(),
-                    expected: digest.clone(),
-                    hasher: Some(Hasher::new()),
-                };
+                let reader =
+                    Verified { file, store: store.clone(), expected: digest.clone(), hasher: Some(Hasher::new()) };
                 Ok((Box::new(reader), size))
             }
             Ok(None) => Err(io::Error::other(format!("blob {digest} is gone"))),

@@ -5,7 +5,9 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use build_engine_graph::{FileAction, FileActionKind, FileCopy, FileOp, Owner, UserRef, Vertex};
+use build_engine_graph::{
+    Event, EventSink, FileAction, FileActionKind, FileCopy, FileOp, Owner, UserRef, Vertex, Warning,
+};
 use build_engine_oci::{Digest, Hasher};
 use build_engine_rootfs::{Time, Tree, users};
 use build_engine_solver::ContentSelector;
@@ -19,11 +21,7 @@ use super::sources::LocalContext;
 use crate::{ExitKind, Report};
 
 /// Hashes what a vertex selects of `output`.
-pub(super) fn content_digest(
-    store: &Store,
-    output: &Output,
-    selector: &ContentSelector,
-) -> Result<Digest, StepError> {
+pub(super) fn content_digest(store: &Store, output: &Output, selector: &ContentSelector) -> Result<Digest, StepError> {
     let readable = Readable::open(store, output)?;
     readable.with_view(|view| {
         let failed = |error: HashError| hash_error(error, output);
@@ -66,7 +64,8 @@ impl<'a> Readable<'a> {
     fn open(store: &Store, output: &'a Output) -> Result<Self, StepError> {
         match output {
             Output::Snapshot(snapshot) => {
-                let mounted = store.mount(snapshot, None).map_err(|error| StepError::store("cannot read a snapshot", &error))?;
+                let mounted =
+                    store.mount(snapshot, None).map_err(|error| StepError::store("cannot read a snapshot", &error))?;
                 Ok(Self::Mounted(mounted))
             }
             Output::Context(context) => {
@@ -106,7 +105,23 @@ fn visibility(context: &LocalContext, path: &Path, is_dir: bool) -> Visibility {
 /// Does all actions of a file operation and returns its outputs.
 ///
 /// Actions that build on one another write into one layer, which is committed where an output is asked for.
-pub(super) fn run(store: &Store, vertex: &Vertex, file: &FileOp, inputs: &[Output]) -> Result<Vec<Output>, StepError> {
+pub(super) fn run(
+    store: &Store,
+    vertex: &Vertex,
+    file: &FileOp,
+    inputs: &[Output],
+    events: &dyn EventSink,
+) -> Result<Vec<Output>, StepError> {
+    let warn = |message: String| {
+        events.emit(Event::Warning(Warning {
+            vertex: Some(vertex.digest().clone()),
+            rule: String::new(),
+            message,
+            detail: String::new(),
+            url: String::new(),
+            place: None,
+        }));
+    };
     let count = inputs.len();
     let mut open: Option<Open> = None;
     let mut outputs: Vec<Option<Output>> = Vec::new();
@@ -125,7 +140,7 @@ pub(super) fn run(store: &Store, vertex: &Vertex, file: &FileOp, inputs: &[Outpu
         }
         let current = open.as_mut().ok_or_else(|| internal("a file action has nothing to work on"))?;
         current.result = count + index;
-        act(store, action, inputs, current.tree())?;
+        act(store, action, inputs, current.tree(), &warn)?;
         if let Some(output) = action.output {
             let done = open.take().ok_or_else(|| internal("a file action has nothing to commit"))?;
             let snapshot = done.commit(store, vertex)?;
@@ -182,8 +197,14 @@ impl Open {
     }
 }
 
-fn act(store: &Store, action: &FileAction, inputs: &[Output], tree: &Tree) -> Result<(), StepError> {
-    let owner = |owner: &Option<Owner>| owner.as_ref().map(|owner| ids(store, owner, inputs)).transpose();
+fn act(
+    store: &Store,
+    action: &FileAction,
+    inputs: &[Output],
+    tree: &Tree,
+    warn: &dyn Fn(String),
+) -> Result<(), StepError> {
+    let owner = |owner: &Option<Owner>| owner.as_ref().map(|owner| ids(store, owner, inputs, warn)).transpose();
     let time = |timestamp: &Option<i64>| timestamp.map(time_of);
     let result = match &action.kind {
         FileActionKind::Copy(spec) => {
@@ -246,64 +267,84 @@ fn time_of(nanoseconds: i64) -> Time {
 }
 
 /// Numbers for an owner; names are looked up in the files of the input that the graph says.
-fn ids(store: &Store, owner: &Owner, inputs: &[Output]) -> Result<(u32, u32), StepError> {
-    let open = |input: Option<usize>| -> Result<Option<MountedTree>, StepError> {
-        match snapshot_of(inputs, input)? {
-            snapshot if snapshot.layers().is_empty() => Ok(None),
-            snapshot => store.mount(&snapshot, None).map(Some).map_err(|error| StepError::store("cannot read a snapshot", &error)),
+///
+/// A name that the image does not have counts as root, or as the user's own group: BuildKit does that in silence, and
+/// Dockerfiles rely on it without knowing. So `warn` says it.
+fn ids(store: &Store, owner: &Owner, inputs: &[Output], warn: &dyn Fn(String)) -> Result<(u32, u32), StepError> {
+    let open = |input: Option<usize>, what: &str, name: &str| -> Result<MountedTree, StepError> {
+        let snapshot = snapshot_of(inputs, input)?;
+        if snapshot.layers().is_empty() {
+            let message = format!("there is no {what} `{name}` in an empty image");
+            let report = Report::new("unknown-user", message).hint("a number needs no look-up");
+            return Err(StepError::new(ExitKind::Input, report));
         }
+        store.mount(&snapshot, None).map_err(|error| StepError::store("cannot read a snapshot", &error))
     };
-    let unknown = |what: &str, name: &str| {
-        let message = format!("there is no {what} `{name}` in the image");
-        StepError::new(ExitKind::Input, Report::new("unknown-user", message).hint("a number needs no look-up"))
-    };
-    let failed = |error: users::UserError| StepError::new(ExitKind::Input, Report::new("unknown-user", error.to_string()));
-    let (uid, primary) = match &owner.user {
-        None => (0, None),
+    let failed =
+        |error: users::UserError| StepError::new(ExitKind::Input, Report::new("unknown-user", error.to_string()));
+    let (uid, mut gid) = match &owner.user {
+        None => (0, 0),
         // As BuildKit: the group of a number is the same number.
-        Some(UserRef::Id(id)) => (*id, Some(*id)),
+        Some(UserRef::Id(id)) => (*id, *id),
         Some(UserRef::Name { name, input }) => {
-            let tree = open(*input)?.ok_or_else(|| unknown("user", name))?;
-            let user = users::find_user(tree.tree(), name).map_err(failed)?.ok_or_else(|| unknown("user", name))?;
-            (user.uid, Some(user.gid))
+            let tree = open(*input, "user", name)?;
+            match users::find_user(tree.tree(), name).map_err(failed)? {
+                Some(user) => (user.uid, user.gid),
+                None => {
+                    warn(format!("there is no user `{name}` in the image; the files belong to root instead"));
+                    (0, 0)
+                }
+            }
         }
     };
-    let gid = match &owner.group {
-        None => primary.unwrap_or(0),
-        Some(UserRef::Id(id)) => *id,
+    match &owner.group {
+        None => {}
+        Some(UserRef::Id(id)) => gid = *id,
         Some(UserRef::Name { name, input }) => {
-            let tree = open(*input)?.ok_or_else(|| unknown("group", name))?;
-            users::resolve_group(tree.tree(), name).map_err(failed)?
+            let tree = open(*input, "group", name)?;
+            match users::resolve_group(tree.tree(), name) {
+                Ok(found) => gid = found,
+                Err(users::UserError::NoGroup { .. }) => {
+                    warn(format!("there is no group `{name}` in the image; the files belong to group {gid} instead"));
+                }
+                Err(error) => return Err(failed(error)),
+            }
         }
-    };
+    }
     Ok((uid, gid))
 }
 
 fn copy_error(error: CopyError, source: Option<&Output>) -> StepError {
-    match error {
-        CopyError::NotFound { path } => not_found(&path, source),
-        CopyError::Tree(error) => match error.errno().map(io::Error::from) {
-            Some(cause) if is_io(&cause) => io_error(&error.to_string(), &cause),
-            _ => StepError::new(ExitKind::Input, Report::new("copy-failed", "cannot copy").caused_by(&error)),
-        },
-        CopyError::Content { ref path, source: build_engine_store::layer::LayerError::Write(ref cause) } if is_io(cause) => {
-            io_error(&format!("cannot write `{}`", path.display()), cause)
+    let error = match error {
+        CopyError::NotFound { path } => return not_found(&path, source),
+        error => error,
+    };
+    let mut next = std::error::Error::source(&error);
+    while let Some(cause) = next {
+        if let Some(cause) = cause.downcast_ref::<io::Error>().filter(|cause| is_io(cause)) {
+            return io_error(&error.to_string(), cause);
         }
-        error => StepError::new(ExitKind::Input, Report::new("copy-failed", "cannot copy").caused_by(&error)),
+        next = cause.source();
     }
+    StepError::new(ExitKind::Input, Report::new("copy-failed", "cannot copy").caused_by(&error))
 }
 
 fn hash_error(error: HashError, output: &Output) -> StepError {
     match error {
         HashError::NotFound { path } => not_found(&path, Some(output)),
-        error => StepError::new(ExitKind::Input, Report::new("content", "cannot read what is to be copied").caused_by(&error)),
+        error => StepError::new(
+            ExitKind::Input,
+            Report::new("content", "cannot read what is to be copied").caused_by(&error),
+        ),
     }
 }
 
 /// Whether the disk is the reason.
 fn is_io(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::ReadOnlyFilesystem)
-        || error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error())
+    matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::ReadOnlyFilesystem
+    ) || error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error())
 }
 
 /// A source that is missing: says where it was looked for, and whether an ignore file hides it.
@@ -330,10 +371,14 @@ fn not_found(path: &Path, source: Option<&Output>) -> StepError {
 }
 
 /// Writes the files of a snapshot to a directory of the user's. They belong to whoever asked.
-pub(super) fn export_tree(store: &Store, snapshot: &Snapshot, dest: &Path, epoch: Option<i64>) -> Result<(), StepError> {
+pub(super) fn export_tree(
+    store: &Store,
+    snapshot: &Snapshot,
+    dest: &Path,
+    epoch: Option<i64>,
+) -> Result<(), StepError> {
     std::fs::create_dir_all(dest).map_err(|error| io_error(&format!("cannot make `{}`", dest.display()), &error))?;
-    let directory =
-        File::open(dest).map_err(|error| io_error(&format!("cannot open `{}`", dest.display()), &error))?;
+    let directory = File::open(dest).map_err(|error| io_error(&format!("cannot open `{}`", dest.display()), &error))?;
     let tree = Tree::from_fd(OwnedFd::from(directory));
     let mounted = store.mount(snapshot, None).map_err(|error| StepError::store("cannot read the result", &error))?;
     let spec = CopySpec {
@@ -346,7 +391,8 @@ pub(super) fn export_tree(store: &Store, snapshot: &Snapshot, dest: &Path, epoch
         ..CopySpec::default()
     };
     copy::copy(View::new(mounted.tree()), &tree, &spec).map_err(|error| {
-        let report = Report::new("export", format!("cannot write the result to `{}`", dest.display())).caused_by(&error);
+        let report =
+            Report::new("export", format!("cannot write the result to `{}`", dest.display())).caused_by(&error);
         StepError::new(ExitKind::Io, report)
     })
 }

@@ -72,8 +72,8 @@ pub(super) enum Question {
         /// Everything that no running build uses, rather than what nothing points at.
         all: bool,
     },
-    /// What this host offers.
-    HostInfo,
+    /// How the worker runs, and what it had to do without.
+    WorkerInfo,
 }
 
 /// From the worker to the face.

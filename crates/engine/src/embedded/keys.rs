@@ -43,7 +43,9 @@ fn exec_map(exec: &ExecOp, inputs: usize, platform: Option<&Platform>) -> CacheM
     // Addresses change from day to day; BuildKit leaves them out as well.
     parts.extend(meta.extra_hosts.iter().map(|(name, _)| KeyPart::new("extra host", name)));
     parts.extend(
-        meta.ulimits.iter().map(|limit| KeyPart::new(format!("ulimit {}", limit.name), format!("{}:{}", limit.soft, limit.hard))),
+        meta.ulimits
+            .iter()
+            .map(|limit| KeyPart::new(format!("ulimit {}", limit.name), format!("{}:{}", limit.soft, limit.hard))),
     );
     for (name, value) in [("hostname", &meta.hostname), ("cgroup parent", &meta.cgroup_parent)] {
         if !value.is_empty() {
@@ -56,7 +58,11 @@ fn exec_map(exec: &ExecOp, inputs: usize, platform: Option<&Platform>) -> CacheM
     if exec.security != Security::Sandbox {
         parts.push(KeyPart::new("security", "insecure"));
     }
-    parts.extend(exec.secret_env.iter().map(|secret| KeyPart::new("secret environment", format!("{} {}", secret.name, secret.id))));
+    parts.extend(
+        exec.secret_env
+            .iter()
+            .map(|secret| KeyPart::new("secret environment", format!("{} {}", secret.name, secret.id))),
+    );
     parts.extend(exec.devices.iter().map(|device| KeyPart::new("device", &device.name)));
     parts.extend(exec.mounts.iter().filter(|mount| !is_plain_root(mount)).map(mount_part));
     CacheMap { parts, inputs: (0..inputs).map(|input| mount_input(exec, input)).collect(), unique: false }
@@ -72,7 +78,9 @@ fn mount_part(mount: &Mount) -> KeyPart {
         MountKind::Secret(secret) => {
             format!("secret {} {}:{} {:o} {}", secret.id, secret.uid, secret.gid, secret.mode, secret.optional)
         }
-        MountKind::Ssh(agent) => format!("ssh {} {}:{} {:o} {}", agent.id, agent.uid, agent.gid, agent.mode, agent.optional),
+        MountKind::Ssh(agent) => {
+            format!("ssh {} {}:{} {:o} {}", agent.id, agent.uid, agent.gid, agent.mode, agent.optional)
+        }
         // What a cache mount is called must not decide whether a step runs again.
         MountKind::Cache { .. } => format!("cache input {:?}", mount.input),
         MountKind::Tmpfs { size } => format!("tmpfs {size}"),
@@ -168,9 +176,10 @@ fn action_part(action: &FileAction, indexes: &str) -> KeyPart {
             let data = Digest::sha256(data);
             KeyPart::new(format!("file {path}"), format!("{mode:o} {data} {owner:?} {timestamp:?} {indexes}"))
         }
-        FileActionKind::Mkdir { path, mode, make_parents, owner, timestamp } => {
-            KeyPart::new(format!("directory {path}"), format!("{mode:o} {make_parents} {owner:?} {timestamp:?} {indexes}"))
-        }
+        FileActionKind::Mkdir { path, mode, make_parents, owner, timestamp } => KeyPart::new(
+            format!("directory {path}"),
+            format!("{mode:o} {make_parents} {owner:?} {timestamp:?} {indexes}"),
+        ),
         FileActionKind::Rm { path, allow_not_found, allow_wildcard } => {
             KeyPart::new(format!("remove {path}"), format!("{allow_not_found} {allow_wildcard} {indexes}"))
         }

@@ -7,9 +7,9 @@
 mod build;
 mod events;
 mod export;
+mod files;
 mod frame;
 mod keys;
-mod files;
 mod ops;
 mod records;
 mod run;
@@ -32,6 +32,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::{
     Backend, BuildError, BuildRequest, ExitKind, ImageSummary, Outcome, Report, RunRequest, StoreOptions, Unsupported,
+    UserNamespace,
 };
 use frame::{Answer, Call, Question};
 
@@ -95,6 +96,7 @@ impl Embedded {
         let child = Command::new("/proc/self/exe")
             .arg(WORKER_ARG)
             .arg(far.as_raw_fd().to_string())
+            .args((options.user_namespace == UserNamespace::Host).then_some(worker::HOST_USERNS))
             .spawn()
             .map_err(|error| failed(&error))?;
         Ok(Self {
@@ -152,7 +154,14 @@ impl Embedded {
     /// # Errors
     /// [`BuildError`] where the worker is gone.
     pub async fn host_info(&self) -> Result<Value, BuildError> {
-        self.ask(Question::HostInfo).await
+        // Asked here: inside its namespaces the worker is root, whoever started it.
+        let mut info = serde_json::to_value(build_engine_sandbox::host::probe())
+            .map_err(|error| BuildError::internal(format!("what the host offers: {error}")))?;
+        let worker: serde_json::Map<String, Value> = self.ask(Question::WorkerInfo).await?;
+        if let Value::Object(info) = &mut info {
+            info.extend(worker);
+        }
+        Ok(info)
     }
 
     /// Ends the worker: what runs is cancelled and cleaned up, for at most one and a half seconds.

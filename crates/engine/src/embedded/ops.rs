@@ -9,7 +9,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use build_engine_graph::{Event, EventSink, ExecOp, LogStream, Op, SourceOp, Vertex, Warning};
+use build_engine_graph::{Event, EventSink, ExecOp, LogStream, MountKind, Op, SourceOp, Vertex, Warning};
 use build_engine_oci::Digest;
 use build_engine_sandbox as sandbox;
 use build_engine_solver::{CacheMap, ContentSelector, Failure, KeyPart, Ops};
@@ -54,10 +54,14 @@ impl StepError {
     pub(super) fn store(what: &str, error: &build_engine_store::Error) -> Self {
         use build_engine_store::Error;
         let (kind, rule, hint) = match error {
-            Error::NoSpace { .. } => (ExitKind::Io, "no-space", Some("free some space, or run `build-engine cache prune`")),
-            Error::Mismatch { .. } | Error::UnknownBlob(_) | Error::UnknownLayer(_) | Error::Document { .. } => {
-                (ExitKind::Integrity, "integrity", Some("`build-engine cache verify` drops what is damaged; the next build makes it again"))
+            Error::NoSpace { .. } => {
+                (ExitKind::Io, "no-space", Some("free some space, or run `build-engine cache prune`"))
             }
+            Error::Mismatch { .. } | Error::UnknownBlob(_) | Error::UnknownLayer(_) | Error::Document { .. } => (
+                ExitKind::Integrity,
+                "integrity",
+                Some("`build-engine cache verify` drops what is damaged; the next build makes it again"),
+            ),
             Error::TooLarge { .. } | Error::TooDeep { .. } => (ExitKind::Limit, "limit", None),
             _ => (ExitKind::Io, "io", None),
         };
@@ -96,7 +100,11 @@ impl Ops for BuildOps {
         Box::pin(async move {
             let Op::Source(source) = vertex.op() else { return Ok(keys::cache_map(&vertex)) };
             if source.identifier.starts_with("local://") {
-                return Ok(CacheMap { parts: vec![KeyPart::new("context", &source.identifier)], inputs: vec![], unique: true });
+                return Ok(CacheMap {
+                    parts: vec![KeyPart::new("context", &source.identifier)],
+                    inputs: vec![],
+                    unique: true,
+                });
             }
             let image = self.images.pinned(&source.identifier, vertex.platform()).map_err(Failure::new)?;
             let parts = vec![KeyPart::new("image", image.found.manifest_digest.to_string())];
@@ -112,9 +120,7 @@ impl Ops for BuildOps {
         selector: &ContentSelector,
     ) -> BoxFuture<'_, Result<Digest, Failure>> {
         let (parts, selector) = (Arc::clone(&self.parts), selector.clone());
-        blocking(move || {
-            files::content_digest(&parts.store, &output, &selector)
-        })
+        blocking(move || files::content_digest(&parts.store, &output, &selector))
     }
 
     fn permit(&self, _vertex: &Arc<Vertex>) -> BoxFuture<'_, Self::Permit> {
@@ -141,7 +147,7 @@ impl Ops for BuildOps {
                     let vertex = Arc::clone(&vertex);
                     spawn(move || {
                         let Op::File(file) = vertex.op() else { unreachable!("matched above") };
-                        files::run(&parts.store, &vertex, file, &inputs)
+                        files::run(&parts.store, &vertex, file, &inputs, &*events)
                     })
                     .await
                 }
@@ -208,7 +214,9 @@ impl BuildOps {
         let images = Arc::clone(&self.images);
         let lease = Arc::clone(&self.lease);
         spawn(move || {
-            images.unpack(&parts.store, &lease, &image, &digest, &*events).map(|snapshot| vec![Output::Snapshot(snapshot)])
+            images
+                .unpack(&parts.store, &lease, &image, &digest, &*events)
+                .map(|snapshot| vec![Output::Snapshot(snapshot)])
         })
         .await
     }
@@ -228,9 +236,15 @@ impl BuildOps {
     ) -> Result<Vec<Output>, StepError> {
         let root = exec.mounts.iter().find(|mount| mount.dest == "/").ok_or_else(|| internal("a run has no root"))?;
         let base = snapshot_of(&inputs, root.input)?;
-        let (parts, below) = (Arc::clone(&self.parts), base.clone());
-        let (active, fds, work) = spawn(move || begin(&parts.store, &below)).await?;
-        let spec = self.step_spec(exec, work);
+        let (parts, below, step) = (Arc::clone(&self.parts), base.clone(), Arc::clone(vertex));
+        let (active, fds, work, mounts) = spawn(move || {
+            let (active, mut fds, work) = begin(&parts.store, &below)?;
+            let Op::Exec(exec) = step.op() else { return Err(internal("a run is no run")) };
+            let mounts = mounts(&parts.store, exec, &inputs, &mut fds.binds)?;
+            Ok((active, fds, work, mounts))
+        })
+        .await?;
+        let spec = self.step_spec(exec, work, mounts);
         let step = self.parts.launcher.spawn(&spec, &fds).map_err(|error| step_failure(&error))?;
         let mut tail = Tail::default();
         let exit = watch(step, |stream, text| {
@@ -246,14 +260,17 @@ impl BuildOps {
         }
         let (parts, info) = (Arc::clone(&self.parts), CommitInfo { description: vertex.name() });
         let layer = spawn(move || {
-            parts.store.commit(active, &info).map_err(|error| StepError::store("cannot keep what the step wrote", &error))
+            parts
+                .store
+                .commit(active, &info)
+                .map_err(|error| StepError::store("cannot keep what the step wrote", &error))
         })
         .await?;
         // Outputs other than the root belong to mounts that were refused before the build began.
         Ok(vec![Output::Snapshot(base.with(layer))])
     }
 
-    fn step_spec(&self, exec: &ExecOp, work: String) -> sandbox::StepSpec {
+    fn step_spec(&self, exec: &ExecOp, work: String, mounts: Vec<sandbox::Mount>) -> sandbox::StepSpec {
         let meta = &exec.meta;
         let mut env = meta.env.clone();
         for (name, value) in meta.proxy_env.iter().flat_map(|proxy| {
@@ -270,19 +287,6 @@ impl BuildOps {
                 env.push(format!("{}={value}", name.to_lowercase()));
             }
         }
-        let mounts = exec
-            .mounts
-            .iter()
-            .filter(|mount| mount.dest != "/")
-            .filter_map(|mount| match mount.kind {
-                build_engine_graph::MountKind::Tmpfs { size } => Some(sandbox::Mount {
-                    dest: mount.dest.clone(),
-                    readonly: mount.readonly,
-                    source: sandbox::MountSource::Tmpfs { size_bytes: u64::try_from(size).unwrap_or(0) },
-                }),
-                _ => None,
-            })
-            .collect();
         let root_readonly = exec.mounts.iter().any(|mount| mount.dest == "/" && mount.readonly);
         let defaults = sandbox::StepSpec::default();
         sandbox::StepSpec {
@@ -338,7 +342,9 @@ fn blocking<T: Send + 'static>(
     Box::pin(async move { spawn(work).await.map_err(Failure::new) })
 }
 
-async fn spawn<T: Send + 'static>(work: impl FnOnce() -> Result<T, StepError> + Send + 'static) -> Result<T, StepError> {
+async fn spawn<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, StepError> + Send + 'static,
+) -> Result<T, StepError> {
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
         Err(error) => Err(internal(format!("a blocking task ended: {error}"))),
@@ -375,9 +381,45 @@ pub(super) fn begin(store: &Store, base: &Snapshot) -> Result<(ActiveLayer, sand
     Ok((active, fds, name.ok_or_else(|| internal("a work directory has no name"))?))
 }
 
+/// What a run sees besides its root. The layers of what is bound become descriptors in `binds`.
+fn mounts(
+    store: &Store,
+    exec: &ExecOp,
+    inputs: &[Output],
+    binds: &mut Vec<OwnedFd>,
+) -> Result<Vec<sandbox::Mount>, StepError> {
+    let mut mounts = Vec::new();
+    for mount in exec.mounts.iter().filter(|mount| mount.dest != "/") {
+        let source = match &mount.kind {
+            MountKind::Tmpfs { size } => sandbox::MountSource::Tmpfs { size_bytes: u64::try_from(*size).unwrap_or(0) },
+            MountKind::Bind => {
+                let snapshot = snapshot_of(inputs, mount.input)?;
+                if snapshot.layers().is_empty() {
+                    sandbox::MountSource::Tmpfs { size_bytes: 0 }
+                } else {
+                    let layers = store.layer_dirs(&snapshot);
+                    let layers = layers.map_err(|error| StepError::store("cannot read what is mounted", &error))?;
+                    let first = binds.len();
+                    for layer in &layers {
+                        binds.push(open_path(layer)?);
+                    }
+                    let selector = mount.selector.clone();
+                    sandbox::MountSource::Layers { fds: (first..binds.len()).collect(), selector }
+                }
+            }
+            MountKind::Cache { .. } | MountKind::Secret(_) | MountKind::Ssh(_) => {
+                return Err(internal("a mount of a kind that was not refused"));
+            }
+        };
+        mounts.push(sandbox::Mount { dest: mount.dest.clone(), readonly: mount.readonly, source });
+    }
+    Ok(mounts)
+}
+
 fn open_path(path: &Path) -> Result<OwnedFd, StepError> {
     rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).map_err(|error| {
-        let report = Report::new("io", format!("cannot open `{}`", path.display())).caused_by(&std::io::Error::from(error));
+        let report =
+            Report::new("io", format!("cannot open `{}`", path.display())).caused_by(&std::io::Error::from(error));
         StepError::new(ExitKind::Io, report)
     })
 }
@@ -401,7 +443,8 @@ pub(super) async fn watch(
     let broken = |error: std::io::Error| internal(format!("a step's output cannot be read: {error}"));
     let _killer = KillOnDrop(step.killer());
     let pipe = |fd: Option<OwnedFd>| {
-        fd.ok_or_else(|| internal("a step's output is taken")).and_then(|fd| Receiver::from_owned_fd(fd).map_err(broken))
+        fd.ok_or_else(|| internal("a step's output is taken"))
+            .and_then(|fd| Receiver::from_owned_fd(fd).map_err(broken))
     };
     let (mut stdout, mut stderr) = (pipe(step.stdout.take())?, pipe(step.stderr.take())?);
     // What the command started may hold the pipes open longer than it runs; the step's end is what counts.
@@ -530,6 +573,7 @@ pub(super) fn step_failure(error: &sandbox::SandboxError) -> StepError {
     use sandbox::SandboxError;
     let kind = match error {
         SandboxError::Spec(_) => ExitKind::Input,
+        SandboxError::Setup(error) if error.is_of_the_image() => ExitKind::Step,
         SandboxError::Cancelled => ExitKind::Cancelled,
         _ => ExitKind::Denied,
     };

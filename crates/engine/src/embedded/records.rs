@@ -82,8 +82,9 @@ impl Claims for StoreClaims {
             }
             let given_up = Arc::new(AtomicBool::new(false));
             let _guard = GiveUp(Arc::clone(&given_up));
-            let waiting =
-                tokio::task::spawn_blocking(move || store.claim_unless(&key, None, || given_up.load(Ordering::Relaxed)));
+            let waiting = tokio::task::spawn_blocking(move || {
+                store.claim_unless(&key, None, || given_up.load(Ordering::Relaxed))
+            });
             let claim = waiting.await.map_err(Failure::new)?.map_err(failed)?;
             Ok(Box::new(claim) as Box<dyn Send>)
         })

@@ -3,14 +3,14 @@
 use std::io::Write;
 use std::sync::Arc;
 
-use build_engine_graph::{Event, EventSink, LogStream};
-use build_engine_oci::{Digest, ImageConfig, Platform, Reference};
-use build_engine_sandbox as sandbox;
-use build_engine_store::Snapshot;
 use super::build::{Engine, blocking, step_error};
 use super::ops::{self, StepError};
 use super::sources::Images;
 use crate::{BuildError, ExitKind, NetworkMode, Report, RunRequest};
+use build_engine_graph::{Event, EventSink, LogStream};
+use build_engine_oci::{Digest, ImageConfig, Platform, Reference};
+use build_engine_sandbox as sandbox;
+use build_engine_store::Snapshot;
 
 impl Engine {
     /// Runs a command in an image of the store; what it writes to the image is thrown away. Returns its exit code.
@@ -43,7 +43,12 @@ impl Engine {
         code
     }
 
-    async fn run_step(&self, request: &RunRequest, snapshot: &Snapshot, config: &ImageConfig) -> Result<i32, BuildError> {
+    async fn run_step(
+        &self,
+        request: &RunRequest,
+        snapshot: &Snapshot,
+        config: &ImageConfig,
+    ) -> Result<i32, BuildError> {
         let (parts, base) = (Arc::clone(&self.parts), snapshot.clone());
         // Dropped at the end, and with it what the command wrote.
         let (_active, fds, work) = blocking(move || ops::begin(&parts.store, &base)).await?;
@@ -89,7 +94,8 @@ fn spec(request: &RunRequest, config: &ImageConfig, work: String) -> Result<sand
         return Err(BuildError::new(ExitKind::Input, report));
     }
     // An entry without a name is no variable; none is ever taken from the host.
-    let mut env: Vec<String> = config.env.iter().filter(|pair| pair.find('=').is_some_and(|at| at > 0)).cloned().collect();
+    let mut env: Vec<String> =
+        config.env.iter().filter(|pair| pair.find('=').is_some_and(|at| at > 0)).cloned().collect();
     env.extend(request.env.iter().cloned());
     let cwd = request.workdir.clone().unwrap_or_else(|| config.working_dir.clone());
     Ok(sandbox::StepSpec {

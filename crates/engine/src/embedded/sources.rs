@@ -16,6 +16,9 @@ use super::ops::{StepError, internal};
 use crate::layout::{self, FoundImage, Layout, LayoutError};
 use crate::{ContextSource, ExitKind, Report};
 
+/// Rule of the report about an image that the store does not have.
+pub(super) const UNKNOWN_IMAGE: &str = "unknown-image";
+
 /// Largest document read from the store.
 const MAX_DOCUMENT_BYTES: u64 = 8 << 20;
 
@@ -32,12 +35,13 @@ impl LocalContext {
     /// The context at `path` as the source vertex wants it seen.
     pub(super) fn new(path: &Path, source: &SourceOp) -> Result<Self, StepError> {
         let patterns: Vec<String> = match source.attrs.get("local.excludepatterns") {
-            Some(json) => serde_json::from_str(json).map_err(|error| internal(format!("patterns of a context: {error}")))?,
+            Some(json) => {
+                serde_json::from_str(json).map_err(|error| internal(format!("patterns of a context: {error}")))?
+            }
             None => Vec::new(),
         };
-        let ignore = Ignore::new(&patterns).map_err(|error| {
-            StepError::new(ExitKind::Input, Report::new("invalid-ignore-file", error.to_string()))
-        })?;
+        let ignore = Ignore::new(&patterns)
+            .map_err(|error| StepError::new(ExitKind::Input, Report::new("invalid-ignore-file", error.to_string())))?;
         Ok(Self { path: path.to_owned(), ignore })
     }
 }
@@ -103,7 +107,8 @@ impl Images {
     /// The image that a pinned source identifier names.
     pub(super) fn pinned(&self, identifier: &str, platform: Option<&Platform>) -> Result<Arc<PinnedImage>, StepError> {
         let unknown = || internal(format!("the image `{identifier}` was not resolved"));
-        let digest: Digest = identifier.rsplit_once('@').and_then(|(_, digest)| digest.parse().ok()).ok_or_else(unknown)?;
+        let digest: Digest =
+            identifier.rsplit_once('@').and_then(|(_, digest)| digest.parse().ok()).ok_or_else(unknown)?;
         let platform = platform.map_or_else(|| Platform::host().to_string(), ToString::to_string);
         let pinned = self.pinned.lock().unwrap_or_else(PoisonError::into_inner);
         pinned.get(&(digest, platform)).cloned().ok_or_else(unknown)
@@ -147,7 +152,13 @@ impl Images {
             let known = store.layer_for_diff_id(diff_id, &base).map_err(|error| unpack_error(descriptor, &error))?;
             let id = match known {
                 // Found, and kept from now on.
-                Some(id) if lease.hold(&Snapshot::new(vec![id.clone()])).map_err(|error| unpack_error(descriptor, &error))? => id,
+                Some(id)
+                    if lease
+                        .hold(&Snapshot::new(vec![id.clone()]))
+                        .map_err(|error| unpack_error(descriptor, &error))? =>
+                {
+                    id
+                }
                 _ => {
                     report(0, false);
                     let reader = image.open_blob(store, descriptor)?;
@@ -205,7 +216,11 @@ fn unpack_error(descriptor: &Descriptor, error: &build_engine_store::Error) -> S
 }
 
 /// Finds an image of the store by name or digest.
-pub(super) fn find_in_store(store: &Store, reference: &Reference, platform: &Platform) -> Result<FoundImage, StepError> {
+pub(super) fn find_in_store(
+    store: &Store,
+    reference: &Reference,
+    platform: &Platform,
+) -> Result<FoundImage, StepError> {
     let failed = |error: &build_engine_store::Error| StepError::store("cannot look for an image in the store", error);
     let root = match reference.digest() {
         Some(digest) => {
@@ -219,7 +234,7 @@ pub(super) fn find_in_store(store: &Store, reference: &Reference, platform: &Pla
         let message = format!("no image in the store is named `{}`", reference.familiar());
         let hint = "this version does not pull from registries; build or import the image first, or give it with \
                     `--build-context NAME=oci-layout://PATH`";
-        return Err(StepError::new(ExitKind::Source, Report::new("unknown-image", message).hint(hint)));
+        return Err(StepError::new(ExitKind::Source, Report::new(UNKNOWN_IMAGE, message).hint(hint)));
     };
     let document = |descriptor: &Descriptor| match store.read_blob(&descriptor.digest, MAX_DOCUMENT_BYTES) {
         Ok(Some(bytes)) => {
@@ -250,7 +265,8 @@ fn media_type_of(document: &[u8]) -> String {
 }
 
 fn layout_error(error: &LayoutError) -> StepError {
-    let (kind, rule) = if error.is_integrity() { (ExitKind::Integrity, "integrity") } else { (ExitKind::Source, "image") };
+    let (kind, rule) =
+        if error.is_integrity() { (ExitKind::Integrity, "integrity") } else { (ExitKind::Source, "image") };
     let mut report = Report::new(rule, "cannot use an image");
     let mut causes = Report::new("", "").caused_by(error).causes.into_iter();
     // The first cause is the finding itself.

@@ -19,6 +19,9 @@ use super::build::Engine;
 use super::frame::{self, Answer, Call, Question};
 use crate::{BuildError, ExitKind, Report};
 
+/// Argument that leaves steps in the host's user namespace (`--userns=host`).
+pub(super) const HOST_USERNS: &str = "--host-userns";
+
 /// How long cancelled builds may take to clean up once the face is gone.
 const CLEAN_UP: Duration = Duration::from_millis(1200);
 
@@ -44,7 +47,8 @@ fn serve_from_arguments() -> Result<(), Box<dyn std::error::Error>> {
     let number = std::env::args().nth(2).ok_or("the number of the connection is missing")?.parse()?;
     let link: OwnedFd = sandbox::inherited_fd(number)?;
     // Before any thread exists: namespaces are entered by the whole process or not at all.
-    let entered = sandbox::worker::enter(&sandbox::worker::Options::default());
+    let host_userns = std::env::args().nth(3).is_some_and(|argument| argument == HOST_USERNS);
+    let entered = sandbox::worker::enter(&sandbox::worker::Options { host_userns, ..Default::default() });
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(std::thread::available_parallelism().map_or(2, |count| count.get().clamp(2, 8)))
         .max_blocking_threads(64)
@@ -171,7 +175,7 @@ async fn ask(engine: &Engine, question: Question) -> Result<Value, BuildError> {
         Question::RemoveImage { name } => to_value(engine.remove_image(name).await?),
         Question::Verify => to_value(engine.verify().await?),
         Question::Prune { all } => to_value(engine.prune(all).await?),
-        Question::HostInfo => to_value(engine.host_info()),
+        Question::WorkerInfo => to_value(engine.worker_info()),
     }
 }
 

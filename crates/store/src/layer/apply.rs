@@ -320,7 +320,16 @@ impl Target<'_> {
             Some((metadata, _)) if metadata.is_whiteout() => {
                 Err(refused(entry, &format!("its target `{}` does not exist", escape(&entry.link))))
             }
-            Some((_, existing)) => place.hard_link(existing.as_place()).map_err(failed),
+            Some((metadata, existing)) => {
+                place.hard_link(existing.as_place()).map_err(failed)?;
+                // The entry describes the inode once more, and the last description counts, as in containerd.
+                let (uid, gid) = self.how.owner.unwrap_or((entry.uid, entry.gid));
+                let Metadata { kind, device, .. } = metadata;
+                let attributes = Attributes { kind, mode: entry.mode, uid, gid, device };
+                place.set_attributes(&attributes).map_err(failed)?;
+                self.set_xattrs(entry, place)?;
+                place.set_times(entry.mtime).map_err(failed)
+            }
         }
     }
 
