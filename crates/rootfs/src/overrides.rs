@@ -1,11 +1,13 @@
 //! What the file system cannot hold, and reading and writing entries with it.
 //!
 //! Three things cannot always be written down as they are: owners other than 0 when only one uid exists, owners that a
-//! user namespace does not map, and device nodes of ordinary users. They are kept in extended attributes:
+//! user namespace does not map, and device nodes, which no user namespace may make. They are kept in extended
+//! attributes:
 //!
 //! - `user.build-engine.override` on a regular file or directory: `uid gid mode[ major:minor]`, the mode in octal with
 //!   its file type. A regular file whose type is that of a device is the placeholder of that device. The mode on disk
-//!   then has neither setuid nor setgid, which would mean another owner.
+//!   then has neither setuid nor setgid, which would mean another owner. A step sees the mode on disk: where that is not
+//!   the one that belongs to the override, the step has changed it, and the new one counts.
 //! - `user.build-engine.links` on a directory, for the symbolic links, pipes and sockets in it (the kernel allows them no
 //!   user attribute): lines of `uid gid name`, the name with `%`, newline and `/` never raw (`%25`, `%0a`); the name
 //!   `/` stands for all that have no line of their own. What has no line is owned as the file system says. When the
@@ -42,6 +44,8 @@ pub enum Ids {
     Full,
     /// Only uid and gid 0 exist; all others are overrides.
     One,
+    /// As they are, in a tree that leaves the engine: device nodes are real where this process may make them.
+    Outside,
 }
 
 /// Owner, mode and kind of an entry, as a layer says them.
@@ -89,10 +93,11 @@ pub fn is_engine_xattr(name: &OsStr) -> bool {
         || name == b"security.selinux"
 }
 
-/// Tells whether an extended attribute belongs into a layer: those of users, and file capabilities. The rest depends
-/// on the machine or on privileges, and would make images of root and of users differ.
+/// Tells whether an extended attribute belongs into a layer that the engine writes: file capabilities, and nothing else.
+/// What users note in `user.*` is kept from step to step and lost in the layer, as containerd's differ writes it; the
+/// rest depends on the machine or on privileges, and would make images of root and of users differ.
 pub fn is_layer_xattr(name: &OsStr) -> bool {
-    !is_engine_xattr(name) && (name.as_bytes().starts_with(b"user.") || name == CAPABILITY)
+    name == CAPABILITY
 }
 
 /// The form of a `security.capability` value that names no owner.
@@ -119,8 +124,10 @@ impl Place<'_> {
         match metadata.kind {
             Kind::File | Kind::Directory => {
                 let fd = self.open_inode(metadata.kind, OFlags::RDONLY)?;
-                if let Some(value) = xattr(fd.as_fd(), OVERRIDE.as_ref())? {
-                    attributes = parse_override(&value).unwrap_or(attributes);
+                if let Some(value) = xattr(fd.as_fd(), OVERRIDE.as_ref())?
+                    && let Some(overridden) = parse_override(&value)
+                {
+                    attributes = overridden.with_mode_on_disk(attributes.mode);
                 }
             }
             Kind::Symlink | Kind::CharDevice | Kind::BlockDevice | Kind::Fifo | Kind::Socket => {
@@ -144,8 +151,8 @@ impl Place<'_> {
                 for name in xattr_names(fd.as_fd())? {
                     let Some(value) = xattr(fd.as_fd(), &name)? else { continue };
                     if name == OVERRIDE {
-                        if let Some(attributes) = parse_override(&value) {
-                            metadata.apply(&attributes);
+                        if let Some(overridden) = parse_override(&value) {
+                            metadata.apply(&overridden.with_mode_on_disk(metadata.mode));
                         }
                     } else if name == CAPABILITY_OVERRIDE || name == CAPABILITY {
                         xattrs.insert(CAPABILITY.into(), plain_capability(&value));
@@ -182,7 +189,9 @@ impl Place<'_> {
                 let owner = (attributes.uid, attributes.gid);
                 let represented = match self.ids() {
                     Ids::One => owner == (0, 0),
-                    Ids::Full => owner == (metadata.uid, metadata.gid) || done(self.chown(owner.0, owner.1))?,
+                    Ids::Full | Ids::Outside => {
+                        owner == (metadata.uid, metadata.gid) || done(self.chown(owner.0, owner.1))?
+                    }
                 };
                 self.set_link_owner((!represented).then_some(owner))?;
                 if metadata.kind != Kind::Symlink && !metadata.is_whiteout() {
@@ -203,14 +212,16 @@ impl Place<'_> {
         let represented = wanted.kind == now.kind
             && match self.ids() {
                 Ids::One => (wanted.uid, wanted.gid) == (0, 0),
-                Ids::Full => (wanted.uid, wanted.gid) == (now.uid, now.gid) || chown_fd(fd, wanted.uid, wanted.gid)?,
+                Ids::Full | Ids::Outside => {
+                    (wanted.uid, wanted.gid) == (now.uid, now.gid) || chown_fd(fd, wanted.uid, wanted.gid)?
+                }
             };
         if represented {
             // After the owner: changing it clears setuid.
             rustix::fs::fchmod(fd, Mode::from_raw_mode(wanted.mode & 0o7777))?;
             return if new { Ok(()) } else { ignore_no_data(rustix::fs::fremovexattr(fd, OVERRIDE)) };
         }
-        rustix::fs::fchmod(fd, Mode::from_raw_mode(wanted.mode & 0o1777))?;
+        rustix::fs::fchmod(fd, Mode::from_raw_mode(wanted.mode & DISK_MODE))?;
         rustix::fs::fsetxattr(fd, OVERRIDE, format_override(wanted).as_bytes(), XattrFlags::empty())
     }
 
@@ -243,18 +254,22 @@ impl Place<'_> {
         self.set_xattr(OPAQUE[0].as_ref(), b"y")
     }
 
-    /// Creates a device node, pipe or socket. A device that this process may not make becomes a placeholder.
+    /// Creates a pipe or socket, or the placeholder of a device. A real node is only made [outside](Ids::Outside): an
+    /// overlay in a user namespace cannot copy device nodes up, and what a step sees must not depend on who builds.
     pub fn create_special(self, kind: Kind, mode: u32, device: Device) -> Result<()> {
         match kind {
             Kind::Fifo | Kind::Socket => self.mknod(kind, mode, Device::default()),
             Kind::CharDevice if device == Device::default() => self.whiteout(),
-            Kind::CharDevice | Kind::BlockDevice => match self.mknod(kind, mode, device) {
-                Err(Errno::PERM) => {
-                    let file = self.create_file(0o600)?;
-                    self.set_new_attributes(file.as_fd(), &Attributes { kind, mode, uid: 0, gid: 0, device })
+            Kind::CharDevice | Kind::BlockDevice => {
+                if self.ids() == Ids::Outside {
+                    match self.mknod(kind, mode, device) {
+                        Err(Errno::PERM) => {}
+                        made => return made,
+                    }
                 }
-                made => made,
-            },
+                let file = self.create_file(0o600)?;
+                self.set_new_attributes(file.as_fd(), &Attributes { kind, mode, uid: 0, gid: 0, device })
+            }
             Kind::File | Kind::Directory | Kind::Symlink => Err(Errno::INVAL),
         }
     }
@@ -316,6 +331,17 @@ impl Place<'_> {
             }
         }
         Ok(compact)
+    }
+}
+
+/// The bits of a mode that stand on disk beside an override.
+const DISK_MODE: u32 = 0o1777;
+
+impl Attributes {
+    /// What an override means where the mode on disk is `mode`.
+    fn with_mode_on_disk(self, mode: u32) -> Self {
+        let mode = if mode == self.mode & DISK_MODE { self.mode } else { mode };
+        Self { mode, ..self }
     }
 }
 

@@ -274,8 +274,7 @@ impl Tree {
         self.at("create", path.as_ref(), |place| place.hard_link(existing.as_place()))
     }
 
-    /// Creates a device node, pipe or socket; a device that this process may not make becomes a placeholder with an
-    /// override.
+    /// Creates a pipe or socket, or the placeholder of a device ([`Place::create_special`](crate::Place::create_special)).
     pub fn mknod(&self, path: impl AsRef<Path>, kind: Kind, mode: u32, device: Device) -> Result<()> {
         self.at("create", path.as_ref(), |place| place.create_special(kind, mode, device))
     }

@@ -219,3 +219,21 @@ fn privileged_devices_owners_and_capabilities_are_kept() {
     assert_eq!(entry.xattrs.values().collect::<Vec<_>>(), [&capability.to_vec()]);
     assert!(place.as_place().set_image_xattr("user.overlay.opaque".as_ref(), b"y").is_err());
 }
+
+/// A step that changes the mode of a file whose owner is an override, or of a placeholder, must not be overruled.
+#[test]
+fn a_mode_that_a_step_changes_counts_also_beside_an_override() {
+    let (dir, tree) = new_tree();
+    let tree = tree.with_ids(Ids::One);
+    write(&tree, "file", "");
+    tree.set_owner("file", 1000, 2000).unwrap();
+    tree.set_mode("file", 0o6755).unwrap();
+    tree.mknod("null", Kind::CharDevice, 0o666, Device { major: 1, minor: 3 }).unwrap();
+    for (path, mode) in [("file", 0o700), ("file", 0o4711), ("null", 0o600)] {
+        fs::set_permissions(dir.path().join("root").join(path), fs::Permissions::from_mode(mode)).unwrap();
+        assert_eq!(tree.read_entry(path).unwrap().metadata.mode, mode, "{path}");
+    }
+    let metadata = tree.read_entry("file").unwrap().metadata;
+    assert_eq!((metadata.uid, metadata.gid), (1000, 2000));
+    assert_eq!(tree.read_entry("null").unwrap().metadata.device, Device { major: 1, minor: 3 });
+}

@@ -17,7 +17,7 @@ use crate::error::SandboxError;
 use crate::helper::{Envelope, HELPER_ARG, Outcome};
 use crate::net::Support;
 use crate::spec::{Exit, MountSource, Network, Root, StepFds, StepSpec};
-use crate::worker::{Entered, Ids, duplicate};
+use crate::worker::{Entered, Ids, Mode, duplicate};
 use crate::{caps, seccomp, wire};
 
 /// Starts steps. One for each worker; may be shared between threads.
@@ -25,6 +25,7 @@ use crate::{caps, seccomp, wire};
 pub struct Launcher {
     template_userns: Option<OwnedFd>,
     ids: Ids,
+    one_id: bool,
     cgroup_prefix: String,
     executable: OnceLock<Result<OwnedFd, (i32, &'static str)>>,
     network: OnceLock<Support>,
@@ -45,6 +46,7 @@ impl Launcher {
         Ok(Self {
             template_userns,
             ids: entered.ids,
+            one_id: entered.mode == Mode::OneUid,
             cgroup_prefix: entered.cgroup_prefix.clone(),
             executable: OnceLock::new(),
             network: OnceLock::new(),
@@ -84,7 +86,7 @@ impl Launcher {
             active: fds.active.is_some(),
             template: self.template_userns.is_some(),
             filter: if spec.confinement.seccomp {
-                seccomp::cached(caps::set(spec.confinement.capabilities))
+                seccomp::cached(caps::set(spec.confinement.capabilities), self.one_id)
                     .map_err(|e| SandboxError::Spec(format!("no system call filter: {e}")))?
                     .to_bytes()
             } else {

@@ -23,7 +23,6 @@ pub mod worker;
 mod caps;
 mod error;
 mod helper;
-mod identity;
 mod inherit;
 mod launcher;
 mod mounts;

@@ -315,7 +315,8 @@ impl Target {
         self.find_or_make(path, directory, MAX_LINKS)
     }
 
-    /// As [`Target::mount_point`], but a symbolic link as the last component is refused: for `/proc`, `/sys`, `/dev`.
+    /// As [`Target::mount_point`], but a symbolic link as the last component is refused, and what is made stays: for
+    /// `/proc`, `/sys`, `/dev`, which runc makes and BuildKit keeps.
     pub(crate) fn real_directory(&mut self, path: &str) -> rustix::io::Result<OwnedFd> {
         match self.open_nofollow(path) {
             Ok(fd) => {
@@ -326,7 +327,10 @@ impl Target {
                     _ => Err(Errno::NOTDIR),
                 }
             }
-            Err(Errno::NOENT) => self.find_or_make(path, true, MAX_LINKS),
+            Err(Errno::NOENT) => {
+                self.make_directory(path, 0, 0)?;
+                self.open_nofollow(path)
+            }
             Err(e) => Err(e),
         }
     }

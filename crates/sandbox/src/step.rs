@@ -7,13 +7,14 @@
 use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
 
+use build_engine_rootfs::Tree;
+use build_engine_rootfs::users::{self, Identity};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountAttrFlags, MountPropagationFlags, UnmountFlags};
 
 use crate::error::{Phase, SetupError};
 use crate::helper::{FromStep, Go};
-use crate::identity::{self, Identity};
 use crate::mounts::{Target, Trees, Workbench, attach, clone_tree, new_fs, strict};
 use crate::spec::{MountSource, Network, Root, StepSpec};
 use crate::worker::Ids;
@@ -103,7 +104,7 @@ fn mount_all(
     let root = root(spec, trees, &mut bench)?;
     let mut target = Target::new(root);
     // As BuildKit does it, before anything is mounted in the root: only its own files and directories count.
-    let identity = identity::resolve(target.root().as_fd(), &spec.user)?;
+    let identity = identity(target.root(), &spec.user)?;
     if target.open_nofollow(&spec.cwd).is_err_and(|e| e == Errno::NOENT) {
         let phase = || format!("make the working directory {:?}", spec.cwd);
         target.make_directory(&spec.cwd, identity.uid, identity.gid).phase(phase())?;
@@ -141,6 +142,21 @@ fn mount_all(
         target.replace_root(copy);
     }
     Ok((target, identity))
+}
+
+/// Who the command runs as. The group is always among the supplementary ones, so that giving it up does not help
+/// against a file mode that locks it out.
+fn identity(root: &OwnedFd, user: &str) -> Result<Identity, SetupError> {
+    let phase = "resolve the user";
+    let tree = Tree::from_fd(root.try_clone().phase(phase)?);
+    let mut identity = users::resolve_user(&tree, user).map_err(|error| {
+        let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
+        SetupError::detail(phase, format!("{error}{cause}"))
+    })?;
+    if !identity.groups.contains(&identity.gid) {
+        identity.groups.insert(0, identity.gid);
+    }
+    Ok(identity)
 }
 
 /// Mounts the root and makes it the working directory.
@@ -191,7 +207,7 @@ fn source(
             let tree = bind(*fd)?;
             // The same descriptor may be mounted at several places.
             let copy = clone_tree(tree.as_fd(), false).or_else(|_| tree.try_clone().map_err(|_| Errno::BADF))?;
-            let directory = identity::is_directory(&copy);
+            let directory = is_directory(&copy);
             Ok((copy, directory))
         }
         MountSource::Layers { fds, selector } => {
@@ -211,7 +227,7 @@ fn source(
             let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
             let inside =
                 rustix::fs::openat2(&merged, selector, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve)?;
-            let directory = identity::is_directory(&inside);
+            let directory = is_directory(&inside);
             Ok((clone_tree(inside.as_fd(), false)?, directory))
         }
         MountSource::Tmpfs { size_bytes } => {
@@ -304,6 +320,11 @@ fn mount_system(
     Ok(())
 }
 
+fn is_directory(fd: impl AsFd) -> bool {
+    rustix::fs::fstat(fd)
+        .is_ok_and(|stat| rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::Directory)
+}
+
 fn open_beneath(directory: &OwnedFd, name: &str) -> rustix::io::Result<OwnedFd> {
     rustix::fs::openat(directory, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
 }
@@ -320,7 +341,7 @@ fn restrict(spec: &StepSpec, target: &Target) -> Result<(), SetupError> {
             Err(Errno::NOENT | Errno::NOTDIR | Errno::ACCESS) => continue,
             other => other.phase(phase())?,
         };
-        if identity::is_directory(&point) {
+        if is_directory(&point) {
             let fs = match &empty {
                 None => {
                     new_fs("tmpfs", &[("mode", "0755"), ("size", "4k")], strict() | MountAttrFlags::MOUNT_ATTR_RDONLY)
@@ -475,7 +496,7 @@ fn command(spec: &StepSpec, identity: &Identity) -> Result<(Vec<CString>, Vec<CS
     }
     if variable("HOME").is_none_or(|home| home.is_empty()) {
         env.retain(|entry| !entry.as_bytes().starts_with(b"HOME="));
-        env.push(text(&format!("HOME={}", identity.home.as_deref().unwrap_or("/")))?);
+        env.push(text(&format!("HOME={}", identity.home))?);
     }
     let args = spec.args.iter().map(|arg| text(arg)).collect::<Result<Vec<_>, _>>()?;
     Ok((args, env, path.unwrap_or_else(|| DEFAULT_PATH.to_owned())))

@@ -1,6 +1,7 @@
 //! Mount points that had to be made in a root file system, and their removal after the run.
 //!
-//! A step's tree must not keep what only its mounts needed: an empty `/proc`, an empty `/etc/resolv.conf`. The step
+//! A step's tree must not keep what only its mounts needed: an empty `/etc/resolv.conf`, an empty directory of a
+//! `--mount`. (An empty `/proc`, `/sys` or `/dev` stays, as in BuildKit, so that trees are equal.) The step
 //! makes them and notes parent, name and identity; the helper removes them, by descriptor, only if they are still the
 //! same empty file or directory. The parent's modification time is restored both times, so that the tree that is
 //! committed does not tell that they ever existed.

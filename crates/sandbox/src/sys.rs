@@ -312,7 +312,7 @@ mod tests {
         // Filters and no_new_privs are a thread's own.
         let results = std::thread::spawn(|| {
             rustix::thread::set_no_new_privs(true).unwrap();
-            let filter = seccomp::cached(crate::caps::set(crate::spec::Capabilities::Docker)).unwrap();
+            let filter = seccomp::cached(crate::caps::set(crate::spec::Capabilities::Docker), false).unwrap();
             install_filter(&seccomp::Filter::from_bytes(&filter.to_bytes())).unwrap();
             [40u64, 40 | 1 << 32, 38, 38 | 1 << 32, 38 | 0xffff_ffff << 32, 1, 1 | 1 << 32].map(|domain| {
                 // SAFETY: takes numbers only; a descriptor that it returns is leaked.
@@ -333,7 +333,7 @@ mod tests {
         let fastest = (0..20)
             .map(|_| {
                 let began = std::time::Instant::now();
-                seccomp::Filter::compile(seccomp::Architecture::native().unwrap(), caps, (6, 18)).unwrap();
+                seccomp::Filter::compile(seccomp::Architecture::native().unwrap(), caps, (6, 18), false).unwrap();
                 began.elapsed()
             })
             .min()

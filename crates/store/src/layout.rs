@@ -46,7 +46,7 @@ enum IdMap {
 impl From<Ids> for IdMap {
     fn from(ids: Ids) -> Self {
         match ids {
-            Ids::Full => Self::Full,
+            Ids::Full | Ids::Outside => Self::Full,
             Ids::One => Self::One,
         }
     }

@@ -9,7 +9,7 @@ use build_engine_graph::{
     Event, EventSink, FileAction, FileActionKind, FileCopy, FileOp, Owner, UserRef, Vertex, Warning,
 };
 use build_engine_oci::{Digest, Hasher};
-use build_engine_rootfs::{Time, Tree, users};
+use build_engine_rootfs::{Ids, Time, Tree, users};
 use build_engine_solver::ContentSelector;
 use build_engine_store::content_hash::{ContentHash, HashError, Question};
 use build_engine_store::copy::{self, CopyError, CopySpec, View, Visibility};
@@ -379,7 +379,7 @@ pub(super) fn export_tree(
 ) -> Result<(), StepError> {
     std::fs::create_dir_all(dest).map_err(|error| io_error(&format!("cannot make `{}`", dest.display()), &error))?;
     let directory = File::open(dest).map_err(|error| io_error(&format!("cannot open `{}`", dest.display()), &error))?;
-    let tree = Tree::from_fd(OwnedFd::from(directory));
+    let tree = Tree::from_fd(OwnedFd::from(directory)).with_ids(Ids::Outside);
     let mounted = store.mount(snapshot, None).map_err(|error| StepError::store("cannot read the result", &error))?;
     let spec = CopySpec {
         src: "/".into(),

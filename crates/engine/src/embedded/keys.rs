@@ -210,3 +210,127 @@ fn join(words: impl IntoIterator<Item = impl AsRef<str>>) -> String {
         words => serde_json::to_string(words).expect("strings can be written as JSON"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use build_engine_graph::{CacheSharing, Edge, ExecMeta, FileFromSession, Metadata, ProxyEnv, SourceOp};
+
+    fn source() -> Edge {
+        let op = Op::Source(SourceOp { identifier: "local://context".into(), ..SourceOp::default() });
+        Vertex::new(op, Vec::new(), None, Metadata::default()).output()
+    }
+
+    fn mount(dest: &str, kind: MountKind, input: Option<usize>, output: Option<usize>) -> Mount {
+        let readonly = output.is_none();
+        Mount {
+            input,
+            selector: String::new(),
+            dest: dest.into(),
+            output,
+            readonly,
+            kind,
+            content_cache: ContentCache::Default,
+        }
+    }
+
+    fn exec(change: impl FnOnce(&mut ExecOp)) -> CacheMap {
+        let mut exec = ExecOp {
+            meta: ExecMeta {
+                args: vec!["make".into()],
+                env: vec!["A=1".into()],
+                cwd: "/".into(),
+                ..ExecMeta::default()
+            },
+            mounts: vec![mount("/", MountKind::Bind, Some(0), Some(0))],
+            network: Network::Default,
+            security: Security::Sandbox,
+            secret_env: Vec::new(),
+            devices: Vec::new(),
+        };
+        change(&mut exec);
+        let inputs = vec![source(), source()];
+        cache_map(&Vertex::new(Op::Exec(exec), inputs, Some(Platform::new("linux", "amd64")), Metadata::default()))
+    }
+
+    /// A trap that DESIGN §3 names. F1-041, F1-071, F1-073, F1-082.
+    #[test]
+    fn what_may_differ_from_run_to_run_is_in_no_key() {
+        let plain = exec(|_| {}).parts;
+        let with_proxy = exec(|exec| {
+            exec.meta.proxy_env = Some(ProxyEnv { http: "http://proxy".into(), ..ProxyEnv::default() });
+        });
+        assert_eq!(with_proxy.parts, plain);
+        let cache = |id: &str| {
+            let kind = MountKind::Cache { id: id.into(), sharing: CacheSharing::Locked };
+            exec(move |exec| exec.mounts.push(mount("/cache", kind, None, None))).parts
+        };
+        assert_eq!(cache("one"), cache("two"));
+        assert_ne!(cache("one"), plain);
+        let host = |address: &str| {
+            let host = ("db".to_owned(), address.to_owned());
+            exec(move |exec| exec.meta.extra_hosts.push(host)).parts
+        };
+        assert_eq!(host("10.0.0.1"), host("10.0.0.2"));
+        assert_ne!(host("10.0.0.1"), plain);
+    }
+
+    #[test]
+    fn what_a_run_depends_on_is_a_part_of_its_own() {
+        let plain = exec(|_| {}).parts;
+        let secret = FileFromSession { id: "token".into(), uid: 0, gid: 0, mode: 0o400, optional: false };
+        let changes: [(&str, Box<dyn FnOnce(&mut ExecOp)>); 6] = [
+            ("RUN", Box::new(|exec| exec.meta.args.push("all".into()))),
+            ("environment A", Box::new(|exec| exec.meta.env[0] = "A=2".into())),
+            ("WORKDIR", Box::new(|exec| exec.meta.cwd = "/src".into())),
+            ("USER", Box::new(|exec| exec.meta.user = "app".into())),
+            ("network", Box::new(|exec| exec.network = Network::None)),
+            (
+                "mount /run/secrets/token",
+                Box::new(|exec| exec.mounts.push(mount("/run/secrets/token", MountKind::Secret(secret), None, None))),
+            ),
+        ];
+        for (name, change) in changes {
+            let parts = exec(change).parts;
+            let new: Vec<&str> =
+                parts.iter().filter(|part| !plain.contains(part)).map(|part| part.name.as_str()).collect();
+            assert_eq!(new, [name]);
+        }
+    }
+
+    /// F1-084: the root by origin, what is only read by content.
+    #[test]
+    fn the_root_counts_by_origin_and_a_read_only_mount_by_content() {
+        let map = exec(|exec| exec.mounts.push(mount("/src", MountKind::Bind, Some(1), None)));
+        assert_eq!(map.inputs[0].content, None);
+        assert!(map.inputs[1].content.is_some());
+        let kept = exec(|exec| {
+            let mut part = mount("/src", MountKind::Bind, Some(1), Some(1));
+            part.selector = "/sub".into();
+            exec.mounts.push(part);
+        });
+        assert_eq!(kept.inputs[1].content, None, "files beside the selection would be lost");
+    }
+
+    /// F1-093.
+    #[test]
+    fn a_copy_counts_what_it_copies_and_the_tree_it_changes_by_origin() {
+        let copy = |src: &str| {
+            let copy = FileCopy { src: src.into(), dest: "/app/".into(), ..FileCopy::default() };
+            let owner = Some(Owner { user: Some(UserRef::Name { name: "app".into(), input: Some(0) }), group: None });
+            let action = FileAction {
+                input: Some(0),
+                secondary_input: Some(1),
+                output: Some(0),
+                kind: FileActionKind::Copy(FileCopy { owner, ..copy }),
+            };
+            let op = Op::File(FileOp { actions: vec![action] });
+            cache_map(&Vertex::new(op, vec![source(), source()], None, Metadata::default()))
+        };
+        let map = copy("/a/file");
+        assert_eq!(map.inputs[0], InputKey::default());
+        assert_eq!(map.inputs[1].content.as_ref().map(|content| content.paths[0].path.as_str()), Some("/a/file"));
+        assert_eq!(copy("/b/file").parts, map.parts, "where the source stood does not matter");
+        assert_ne!(copy("/a/other").parts, map.parts, "what it is called does");
+    }
+}

@@ -112,6 +112,13 @@ fn leaf(architecture: Architecture, verdict: Option<&Verdict>, out: &mut Vec<Ins
             }
             out.push(refuse(libc::EPERM));
         }
+        Some(Verdict::PretendUnless(lists)) => {
+            for list in lists {
+                conditions(architecture, list, out);
+            }
+            // "Fails" with the number 0: the call is not made, and returns 0.
+            out.push(refuse(0));
+        }
     }
 }
 
@@ -198,6 +205,8 @@ mod tests {
             Some(Verdict::Errno(errno)) => ERRNO | u32::from(*errno),
             Some(Verdict::AllowIf(lists)) if lists.iter().any(|list| list.iter().all(holds)) => ALLOW,
             Some(Verdict::AllowIf(_)) => ERRNO | 1,
+            Some(Verdict::PretendUnless(lists)) if lists.iter().any(|list| list.iter().all(holds)) => ALLOW,
+            Some(Verdict::PretendUnless(_)) => ERRNO,
         }
     }
 
@@ -206,9 +215,9 @@ mod tests {
     #[test]
     fn the_program_says_what_the_profile_says_for_every_call_of_every_architecture() {
         for architecture in Architecture::ALL {
-            for caps in [0, DOCKER, DOCKER | 1 << 21, u64::MAX] {
-                let tables = rules(architecture, caps, (6, 18)).unwrap();
-                let filter = Filter::compile(architecture, caps, (6, 18)).unwrap();
+            for (caps, one_id) in [(0, false), (DOCKER, false), (DOCKER, true), (DOCKER | 1 << 21, false), (u64::MAX, false)] {
+                let tables = rules(architecture, caps, (6, 18), one_id).unwrap();
+                let filter = Filter::compile(architecture, caps, (6, 18), one_id).unwrap();
                 assert!(filter.instructions().len() < 4096, "the kernel's limit");
                 for table in &tables {
                     let last = *table.verdicts.keys().last().unwrap();
@@ -228,10 +237,32 @@ mod tests {
         }
     }
 
+    #[test]
+    fn with_one_id_a_change_to_another_owner_only_seems_to_happen() {
+        for (one_id, other) in [(false, ALLOW), (true, ERRNO)] {
+            let filter = Filter::compile(Architecture::X86_64, DOCKER, (6, 18), one_id).unwrap();
+            let table = Architecture::X86_64.tables().remove(0);
+            let verdict = |name: &str, args| {
+                run(filter.instructions(), false, table.audit, (table.number)(name).unwrap(), args)
+            };
+            let keep = u64::MAX;
+            for (user, group) in [(0, 0), (0, keep), (keep, 0), (keep, keep), (0, u64::from(u32::MAX))] {
+                for name in ["chown", "fchown", "lchown"] {
+                    assert_eq!(verdict(name, [7, user, group, 9, 9, 9]), ALLOW, "{name} {user} {group}");
+                }
+                assert_eq!(verdict("fchownat", [7, 7, user, group, 9, 9]), ALLOW, "fchownat {user} {group}");
+            }
+            for (user, group) in [(1, 0), (0, 1), (keep, 5), (1000, keep), (1000, 1000)] {
+                assert_eq!(verdict("chown", [0, user, group, 0, 0, 0]), other, "chown {user} {group}");
+                assert_eq!(verdict("fchownat", [0, 0, user, group, 0, 0]), other, "fchownat {user} {group}");
+            }
+        }
+    }
+
     /// The table of security.md I02 and I03, by hand and not from the profile.
     #[test]
     fn what_must_be_denied_is_denied_and_what_programs_need_is_allowed() {
-        let filter = Filter::compile(Architecture::X86_64, DOCKER, (6, 18)).unwrap();
+        let filter = Filter::compile(Architecture::X86_64, DOCKER, (6, 18), false).unwrap();
         let native = Architecture::X86_64.tables().remove(0);
         let compat = Architecture::X86_64.tables().remove(1);
         let verdict = |table: &super::super::profile::Table, name: &str, args| {

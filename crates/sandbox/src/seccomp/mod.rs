@@ -11,6 +11,9 @@
 //! - calls that the tables do not know are `ENOSYS`, not `EPERM`, so that programs fall back to older ones; and so are
 //!   foreign architectures, x32 among them.
 //!
+//! Where a step has one id only, `chown` to any other would fail, and with it every package that has a file of its own
+//! user. There it does nothing and says that it worked; the worker's note says that files keep one owner.
+//!
 //! A program is a binary search over ranges of call numbers, about ten jumps deep; the kernel skips even that for calls
 //! that are always allowed.
 
@@ -55,8 +58,13 @@ impl Filter {
     ///
     /// # Errors
     /// Only if the profile's data and this compiler disagree, which the tests exclude for all architectures.
-    pub fn compile(architecture: Architecture, caps: u64, kernel: (u32, u32)) -> Result<Self, CompileError> {
-        let rules = rules(architecture, caps, kernel)?;
+    pub fn compile(
+        architecture: Architecture,
+        caps: u64,
+        kernel: (u32, u32),
+        one_id: bool,
+    ) -> Result<Self, CompileError> {
+        let rules = rules(architecture, caps, kernel, one_id)?;
         Ok(Self { instructions: bpf::assemble(architecture, &rules) })
     }
 
@@ -88,16 +96,17 @@ impl Filter {
     }
 }
 
-/// The filter for this machine, compiled once for each set of capabilities.
-pub(crate) fn cached(caps: CapabilitySet) -> Result<Arc<Filter>, CompileError> {
-    static CACHE: OnceLock<Mutex<BTreeMap<u64, Arc<Filter>>>> = OnceLock::new();
+/// The filter for this machine, compiled once for each set of capabilities. With `one_id` a change to another owner
+/// than the only one there is seems to succeed and does nothing.
+pub(crate) fn cached(caps: CapabilitySet, one_id: bool) -> Result<Arc<Filter>, CompileError> {
+    static CACHE: OnceLock<Mutex<BTreeMap<(u64, bool), Arc<Filter>>>> = OnceLock::new();
     let mut cache = CACHE.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(filter) = cache.get(&caps.bits()) {
+    if let Some(filter) = cache.get(&(caps.bits(), one_id)) {
         return Ok(Arc::clone(filter));
     }
     let architecture = Architecture::native().ok_or(CompileError::Architecture)?;
-    let filter = Arc::new(Filter::compile(architecture, caps.bits(), kernel_version())?);
-    cache.insert(caps.bits(), Arc::clone(&filter));
+    let filter = Arc::new(Filter::compile(architecture, caps.bits(), kernel_version(), one_id)?);
+    cache.insert((caps.bits(), one_id), Arc::clone(&filter));
     Ok(filter)
 }
 

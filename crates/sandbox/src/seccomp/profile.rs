@@ -92,6 +92,8 @@ pub enum Verdict {
     Errno(u16),
     /// It is made if all conditions of one of the lists hold, and fails with `EPERM` otherwise.
     AllowIf(Vec<Vec<Condition>>),
+    /// It is made if all conditions of one of the lists hold, and otherwise seems to succeed and does nothing.
+    PretendUnless(Vec<Vec<Condition>>),
 }
 
 /// A comparison of the low 32 bits of an argument.
@@ -180,11 +182,16 @@ struct Selection {
     min_kernel: Option<String>,
 }
 
-/// Evaluates the default profile. Returns the native table first.
+/// Evaluates the default profile. Returns the native table first. With `one_id` the owner of a file cannot change.
 ///
 /// # Errors
 /// See [`CompileError`].
-pub fn rules(architecture: Architecture, caps: u64, kernel: (u32, u32)) -> Result<Vec<Rules>, CompileError> {
+pub fn rules(
+    architecture: Architecture,
+    caps: u64,
+    kernel: (u32, u32),
+    one_id: bool,
+) -> Result<Vec<Rules>, CompileError> {
     let profile: Profile = serde_json::from_str(DEFAULT)?;
     let unsupported = |rule: &Rule, what: String| CompileError::Unsupported {
         name: rule.names.first().cloned().unwrap_or_default(),
@@ -215,6 +222,8 @@ pub fn rules(architecture: Architecture, caps: u64, kernel: (u32, u32)) -> Resul
                         Verdict::Allow => {}
                         Verdict::AllowIf(lists) => lists.push(conditions.clone()),
                         Verdict::Errno(_) => *verdict = Verdict::AllowIf(vec![conditions.clone()]),
+                        // Comes later, and only over what is allowed.
+                        Verdict::PretendUnless(_) => {}
                     },
                     ("SCMP_ACT_ERRNO", Some(errno)) if conditions.is_empty() => {
                         if *verdict == refused {
@@ -225,12 +234,33 @@ pub fn rules(architecture: Architecture, caps: u64, kernel: (u32, u32)) -> Resul
                 }
             }
         }
+        if one_id {
+            for (name, owner) in CHANGES_OF_OWNER {
+                let number = (table.number)(name);
+                if let Some(verdict) = number.and_then(|number| verdicts.get_mut(&number))
+                    && *verdict == Verdict::Allow
+                {
+                    *verdict = Verdict::PretendUnless(own_or_none(owner));
+                }
+            }
+        }
         if let Some(number) = (table.number)("socketcall") {
             verdicts.insert(number, Verdict::Errno(libc::ENOSYS as u16));
         }
         all.push(Rules { audit: table.audit, verdicts });
     }
     Ok(all)
+}
+
+/// The calls that change an owner, and which argument is the user; the next one is the group.
+const CHANGES_OF_OWNER: [(&str, u8); 7] =
+    [("chown", 1), ("fchown", 1), ("lchown", 1), ("fchownat", 2), ("chown32", 1), ("fchown32", 1), ("lchown32", 1)];
+
+/// User and group are each 0 or -1, which leaves the owner alone.
+fn own_or_none(owner: u8) -> Vec<Vec<Condition>> {
+    let is = |index, value| Condition { index, comparison: Comparison::Equal(value) };
+    let pair = |user, group| vec![is(owner, user), is(owner + 1, group)];
+    vec![pair(0, 0), pair(0, u32::MAX), pair(u32::MAX, 0), pair(u32::MAX, u32::MAX)]
 }
 
 fn applies(rule: &Rule, architecture: Architecture, caps: u64, kernel: (u32, u32)) -> Result<bool, String> {
