@@ -35,7 +35,10 @@ impl Bench {
 
     /// `build` with the base, without network, and with `args`; the context is `context`.
     fn args(&self, context: &Path, args: &[&str]) -> Vec<String> {
-        let mut all = vec!["build".to_owned(), "--progress=plain".to_owned(), "--network=none".to_owned()];
+        let mut all = vec!["build".to_owned(), "--network=none".to_owned()];
+        if !args.iter().any(|arg| arg.starts_with("--progress") || *arg == "--quiet") {
+            all.push("--progress=plain".to_owned());
+        }
         all.push(format!("--build-context=base=oci-layout://{}:latest", self.base.display()));
         all.extend(args.iter().map(|&arg| arg.to_owned()));
         all.push(context.to_string_lossy().into_owned());

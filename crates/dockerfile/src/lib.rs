@@ -2,7 +2,7 @@
 //!
 //! Three layers, each usable alone:
 //!
-//! - [`syntax`]: lines, directives, continuations, heredocs and flags become [`Statement`]s. It knows no instruction's
+//! - `syntax`: lines, directives, continuations, heredocs and flags become [`Statement`]s. It knows no instruction's
 //!   meaning, so an unknown instruction is not an error here.
 //! - [`parse`]: statements become stages of typed [`Instruction`]s, with every mistake reported at once.
 //! - [`expand`] and [`ignore`]: what a build applies to the words later (variables, patterns).

@@ -62,8 +62,11 @@ impl Digest {
     /// Wraps a finished SHA-256.
     pub fn from_sha256(hash: [u8; 32]) -> Self {
         const HEX: &[u8; 16] = b"0123456789abcdef";
-        let hex: String =
-            hash.iter().flat_map(|byte| [HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]]).map(char::from).collect();
+        let hex: String = hash
+            .iter()
+            .flat_map(|byte| [HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]])
+            .map(char::from)
+            .collect();
         Self { algorithm: Algorithm::Sha256, hex: hex.into() }
     }
 
@@ -243,7 +246,9 @@ mod tests {
     #[test]
     fn text_that_could_leave_a_directory_or_is_no_digest_is_refused() {
         let upper = EMPTY.to_uppercase();
-        for bad in ["", "sha256:", "sha256:../../x", "md5:d41d8cd98f00b204e9800998ecf8427e", &upper, &EMPTY[..70], "sha512:ab"] {
+        for bad in
+            ["", "sha256:", "sha256:../../x", "md5:d41d8cd98f00b204e9800998ecf8427e", &upper, &EMPTY[..70], "sha512:ab"]
+        {
             assert!(bad.parse::<Digest>().is_err(), "{bad}");
         }
         assert_eq!(EMPTY.parse::<Digest>().unwrap().to_string(), EMPTY);

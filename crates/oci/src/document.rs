@@ -348,6 +348,10 @@ mod tests {
         let digest = Digest::sha256(b"");
         let manifest = Manifest::new(Descriptor::new(media_type::OCI_CONFIG, digest, 0), Vec::new());
         let text = serde_json::to_string(&manifest).unwrap();
-        assert!(text.starts_with(r#"{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","config":{"#));
+        assert!(
+            text.starts_with(
+                r#"{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","config":{"#
+            )
+        );
     }
 }

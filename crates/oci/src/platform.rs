@@ -104,7 +104,8 @@ impl FromStr for Platform {
     fn from_str(text: &str) -> Result<Self, InvalidPlatform> {
         let invalid = || InvalidPlatform(text.to_owned());
         let legal = |part: &str| {
-            !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-'))
+            !part.is_empty()
+                && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-'))
         };
         let parts: Vec<&str> = text.split('/').collect();
         if parts.len() > 3 {
@@ -119,7 +120,11 @@ impl FromStr for Platform {
         }
         let host = Self::host();
         let mut platform = match parts[1..] {
-            [] if matches!(os.to_lowercase().as_str(), "linux" | "windows" | "darwin" | "macos" | "freebsd" | "wasip1") => {
+            [] if matches!(
+                os.to_lowercase().as_str(),
+                "linux" | "windows" | "darwin" | "macos" | "freebsd" | "wasip1"
+            ) =>
+            {
                 Self { os: Self::normalised(os, "", "").os, ..host }
             }
             [] => {
@@ -184,7 +189,8 @@ mod tests {
 
     #[test]
     fn what_is_no_platform_is_refused() {
-        for text in ["", "/", "linux/", "linux//v7", "linux/arm/v7/x", "lin ux/amd64", "gibberish", "windows(10/amd64"] {
+        for text in ["", "/", "linux/", "linux//v7", "linux/arm/v7/x", "lin ux/amd64", "gibberish", "windows(10/amd64"]
+        {
             assert!(text.parse::<Platform>().is_err(), "{text}");
         }
     }

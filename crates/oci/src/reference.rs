@@ -144,7 +144,9 @@ impl FromStr for Reference {
 fn split_domain(name: &str) -> (String, String) {
     let (domain, path) = match name.split_once('/') {
         Some((first, rest))
-            if first.contains(['.', ':']) || first == "localhost" || first.bytes().any(|byte| byte.is_ascii_uppercase()) =>
+            if first.contains(['.', ':'])
+                || first == "localhost"
+                || first.bytes().any(|byte| byte.is_ascii_uppercase()) =>
         {
             (first, rest)
         }
@@ -266,9 +268,22 @@ mod tests {
     #[test]
     fn what_is_no_reference_is_refused() {
         let long = "a".repeat(300);
-        for text in
-            ["", ":x", "A", "a//b", "a:", "a:-x", "a@sha256:x", "a..b", "a___b", "-a", "a-", "ex_ample.com:x/a", "a b", &long]
-        {
+        for text in [
+            "",
+            ":x",
+            "A",
+            "a//b",
+            "a:",
+            "a:-x",
+            "a@sha256:x",
+            "a..b",
+            "a___b",
+            "-a",
+            "a-",
+            "ex_ample.com:x/a",
+            "a b",
+            &long,
+        ] {
             assert!(text.parse::<Reference>().is_err(), "{text}");
         }
     }

@@ -3,7 +3,7 @@
 //! Version 2 is used where a directory above the worker's own group may be written (root, or a delegated subtree), the
 //! version 1 controllers for root, and both on hybrid machines. Where neither is possible the step runs without, and a
 //! note says so if a limit was asked for. A group is removed by the helper that made it; what a killed helper left is
-//! removed by [`sweep`] when the worker ends.
+//! removed by `sweep` when the worker ends.
 
 use std::fs;
 use std::io;

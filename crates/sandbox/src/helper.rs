@@ -3,12 +3,15 @@
 //! It has one thread and no state, stays in the worker's namespaces, and never looks into the step's tree except
 //! through descriptors that the step handed over ([`crate::stubs`]). It ends the step when the worker says so or is
 //! gone.
+//!
+//! The same program prepares networks ([`crate::prepared`]) when its first message says so.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::Signal;
+use rustix::thread::move_into_link_name_space;
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup::Group;
@@ -17,13 +20,23 @@ use crate::mounts::Trees;
 use crate::spec::{Exit, ExitStatus, Network, StepSpec, Usage};
 use crate::stubs::{self, Stub};
 use crate::sys::{self, Cloned, Ended};
+use crate::prepared::{After, Answer, Order, Question};
 use crate::worker::{Ids, SHIFTED_COUNT, SHIFTED_FIRST, write_file};
-use crate::{net, step, wire};
+use crate::{net, prepared, step, wire};
 
 /// The first argument that makes the binary a helper; `main` calls [`helper_main`] when it sees it.
 pub const HELPER_ARG: &str = "--sandbox-step";
 
-/// What the worker sends.
+/// What the worker sends first.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Task {
+    /// Run a step.
+    Step(Box<Envelope>),
+    /// Prepare a network and keep it.
+    Prepare(Order),
+}
+
+/// A step, with its descriptors.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Envelope {
@@ -34,14 +47,15 @@ pub(crate) struct Envelope {
     pub(crate) template: bool,
     pub(crate) filter: Vec<u8>,
     pub(crate) cgroup_prefix: String,
-    pub(crate) pasta: Option<String>,
+    /// Whether a socket to a prepared network is among the descriptors.
+    pub(crate) prepared: bool,
     pub(crate) network_note: Option<String>,
 }
 
 /// What the helper reports.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Outcome {
-    Exited(Exit),
+    Exited(Exit, After),
     Failed(SetupError),
     Cancelled,
 }
@@ -69,8 +83,9 @@ pub fn helper_main() -> ! {
         Ok(control) => control,
         Err(_) => sys::exit_now(1),
     };
-    let outcome = match wire::receive::<Envelope>(&control) {
-        Ok(Some((envelope, fds))) => run(&control, envelope, fds).unwrap_or_else(Outcome::Failed),
+    let outcome = match wire::receive::<Task>(&control) {
+        Ok(Some((Task::Step(envelope), fds))) => run(&control, *envelope, fds).unwrap_or_else(Outcome::Failed),
+        Ok(Some((Task::Prepare(order), _))) => prepared::serve(&control, &order),
         Ok(None) | Err(_) => sys::exit_now(1),
     };
     let sent = wire::send(&control, &outcome, &[]);
@@ -86,12 +101,14 @@ fn take_control() -> io::Result<OwnedFd> {
 }
 
 fn run(control: &OwnedFd, envelope: Envelope, mut fds: Vec<OwnedFd>) -> Result<Outcome, SetupError> {
-    let Envelope { spec, ids, lower, active, template, filter, cgroup_prefix, pasta, network_note } = envelope;
+    let Envelope { spec, ids, lower, active, template, filter, cgroup_prefix, prepared, network_note } = envelope;
     let mut notes = Vec::new();
-    if fds.len() < lower + usize::from(active) + usize::from(template) {
+    let before_binds = lower + usize::from(active) + usize::from(template) + usize::from(prepared);
+    if fds.len() < before_binds {
         return Err(SetupError::detail("read the step", "descriptors are missing"));
     }
-    let binds = fds.split_off(lower + usize::from(active) + usize::from(template));
+    let binds = fds.split_off(before_binds);
+    let prepared = if prepared { fds.pop() } else { None };
     let template = if template { fds.pop() } else { None };
     let active = if active { fds.pop() } else { None };
 
@@ -106,47 +123,78 @@ fn run(control: &OwnedFd, envelope: Envelope, mut fds: Vec<OwnedFd>) -> Result<O
         notes.push(format!("oom score {} not set: {e}", spec.oom_score_adj));
     }
 
-    let mut network = spec.network;
-    if network == Network::Default && pasta.is_none() {
-        network = Network::Host;
-        notes.extend(network_note);
-    }
-    let trees = Trees::prepare(&fds, active.as_ref(), &binds, template.as_ref(), network, &mut notes)?;
+    let mut trees = Trees::prepare(&fds, active.as_ref(), &binds, template.as_ref(), &mut notes)?;
     drop((fds, active, binds));
     let group = Group::create(&cgroup_prefix, &spec.cgroup_parent, &spec.limits, &mut notes);
 
+    let mut network = spec.network;
+    let mut after = After::Gone;
+    let mut namespaces = Vec::new();
+    match &prepared {
+        Some(keeper) => {
+            wire::send(keeper, &Question::Enter, &[]).phase("ask for the network")?;
+            if !either_readable(keeper, control) {
+                return Ok(Outcome::Cancelled);
+            }
+            match wire::receive::<Answer>(keeper).phase("ask for the network")? {
+                Some((Answer::Ready, fds)) => namespaces = fds,
+                Some((Answer::Failed(error), _)) => {
+                    let note = net::unavailable(&format!("pasta does not work here: {error}"));
+                    after = After::Failed(note.clone());
+                    notes.push(note);
+                    network = Network::Host;
+                }
+                Some((Answer::Quiet(_), _)) | None => {
+                    return Err(SetupError::detail("ask for the network", "its keeper has ended"));
+                }
+            }
+        }
+        None if network == Network::Default => {
+            notes.extend(network_note);
+            network = Network::Host;
+        }
+        None => {}
+    }
+    if network == Network::Host {
+        trees.add_host_sys();
+    }
+
     let (ours, theirs) = wire::pair().phase("make a socket pair")?;
     let mut flags = libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
-    if ids != Ids::Host {
-        flags |= libc::CLONE_NEWUSER;
-    }
-    if network != Network::Host {
-        flags |= libc::CLONE_NEWNET;
+    if namespaces.is_empty() {
+        if ids != Ids::Host {
+            flags |= libc::CLONE_NEWUSER;
+        }
+        if network != Network::Host {
+            flags |= libc::CLONE_NEWNET;
+        }
     }
     // Any user may write to these through /proc/self/fd/1, as `/dev/stdout` does.
     let _ = rustix::fs::fchmod(rustix::stdio::stdout(), rustix::fs::Mode::from_raw_mode(0o622));
     let _ = rustix::fs::fchmod(rustix::stdio::stderr(), rustix::fs::Mode::from_raw_mode(0o622));
-    let cloned = sys::clone_process(flags as u32 as u64).phase("create the step's namespaces")?;
-    let (pid, pidfd) = match cloned {
+    let flags = flags as u32 as u64;
+    let cloned = if namespaces.is_empty() {
+        sys::clone_process(flags).phase("create the step's namespaces")?
+    } else {
+        clone_inside(&namespaces, flags)?
+    };
+    let child = match cloned {
         Cloned::Child => {
-            drop(ours);
+            drop((ours, prepared, namespaces));
             step::run(&spec, ids, trees, &filter, &theirs)
         }
-        Cloned::Parent { pid, pidfd } => (pid, pidfd),
+        Cloned::Parent { pid, pidfd } => Child::new(pid, pidfd),
     };
     drop((theirs, trees));
-    let child = Child { pid, pidfd, reaped: false };
     // The pipes end when the step's processes do.
     if let Ok(null) = std::fs::OpenOptions::new().write(true).open("/dev/null") {
         let _ = rustix::stdio::dup2_stdout(&null);
         let _ = rustix::stdio::dup2_stderr(&null);
     }
-    write_maps(ids, pid)?;
-    group.attach(pid, &mut notes);
-    let mut uplink = match (&pasta, network) {
-        (Some(pasta), Network::Default) => Some(net::attach(pasta, pid, ids)?),
-        _ => None,
-    };
+    if namespaces.is_empty() {
+        write_maps(ids, child.pid())?;
+    }
+    group.attach(child.pid(), &mut notes);
     let started = wire::send(&ours, &Go { network }, &[]);
     let mut watch = Watch { control, child, killed: false };
     let report = match started {
@@ -154,9 +202,6 @@ fn run(control: &OwnedFd, envelope: Envelope, mut fds: Vec<OwnedFd>) -> Result<O
         Err(e) => Err(e).phase("start the step"),
     };
     let result = watch.until_ended();
-    if let Some(uplink) = uplink.as_mut() {
-        net::detach(uplink);
-    }
     let (out_of_memory, peak) = group.finish();
     let Setup { mounted, parents, stubs, failure, mut step_notes } = report?;
     // Innermost first: a stub's parent may be a stub.
@@ -166,6 +211,11 @@ fn run(control: &OwnedFd, envelope: Envelope, mut fds: Vec<OwnedFd>) -> Result<O
     drop(parents);
     notes.append(&mut step_notes);
     let ended = result?;
+    if let (Some(keeper), false) = (&prepared, namespaces.is_empty())
+        && is_clean(keeper)
+    {
+        after = After::Clean;
+    }
     let mut exit = Exit {
         status: sys::decode_status(ended.status).map_or_else(ExitStatus::Signal, ExitStatus::Code),
         message: None,
@@ -188,7 +238,61 @@ fn run(control: &OwnedFd, envelope: Envelope, mut fds: Vec<OwnedFd>) -> Result<O
         None if watch.killed => return Ok(Outcome::Cancelled),
         None => return Err(SetupError::detail("start the step", "its first process ended early")),
     }
-    Ok(Outcome::Exited(exit))
+    Ok(Outcome::Exited(exit, after))
+}
+
+/// Blocks until `wanted` or `control` is readable; `true` if `wanted` is.
+fn either_readable(wanted: &OwnedFd, control: &OwnedFd) -> bool {
+    loop {
+        let mut fds = [PollFd::new(wanted, PollFlags::IN), PollFd::new(control, PollFlags::IN)];
+        match poll(&mut fds, None) {
+            Ok(_) => return !fds[0].revents().is_empty(),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(_) => return false,
+        }
+    }
+}
+
+/// Asks whether the step, which has ended, left nothing in its network.
+fn is_clean(keeper: &OwnedFd) -> bool {
+    wire::send(keeper, &Question::Quiet, &[]).is_ok()
+        && matches!(wire::receive::<Answer>(keeper), Ok(Some((Answer::Quiet(true), _))))
+}
+
+/// Clones the step as a child of this process, but inside `namespaces`.
+///
+/// New namespaces belong to the user namespace of the process that makes them, and this process must not leave its own.
+/// So a process in between enters them, makes the step its sibling, and ends.
+fn clone_inside(namespaces: &[OwnedFd], flags: u64) -> Result<Cloned, SetupError> {
+    let phase = "enter the network";
+    let (ours, theirs) = wire::pair().phase("make a socket pair")?;
+    let between = match sys::clone_process(0).phase(phase)? {
+        Cloned::Child => {
+            drop(ours);
+            let made = namespaces
+                .iter()
+                .try_for_each(|fd| move_into_link_name_space(fd.as_fd(), None))
+                .phase(phase)
+                .and_then(|()| sys::clone_sibling(flags).phase("create the step's namespaces"));
+            let report = match made {
+                Ok(Cloned::Child) => return Ok(Cloned::Child),
+                Ok(Cloned::Parent { pid, .. }) => Ok(pid),
+                Err(error) => Err(error),
+            };
+            let sent = wire::send(&theirs, &report, &[]);
+            sys::exit_now(i32::from(sent.is_err()))
+        }
+        Cloned::Parent { pid, .. } => pid,
+    };
+    drop(theirs);
+    let report = wire::receive::<Result<i32, SetupError>>(&ours).phase(phase);
+    let _ = sys::wait4(between, false);
+    let Some((pid, _)) = report? else { return Err(SetupError::detail(phase, "a process ended early")) };
+    let pid = pid?;
+    let known = rustix::process::Pid::from_raw(pid).ok_or(rustix::io::Errno::SRCH);
+    // Not reaped yet, so the number is still its own.
+    let opened = known.and_then(|pid| rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()));
+    Ok(Cloned::Parent { pid, pidfd: opened.phase(phase)? })
 }
 
 /// What the step said before it executed the command.
@@ -261,8 +365,8 @@ impl Watch<'_> {
     }
 }
 
-/// Maps the ids of the step's user namespace.
-fn write_maps(ids: Ids, pid: i32) -> Result<(), SetupError> {
+/// Maps the ids of the user namespace of `pid`.
+pub(crate) fn write_maps(ids: Ids, pid: i32) -> Result<(), SetupError> {
     let nested = |file: &str| -> io::Result<String> {
         let text = std::fs::read_to_string(file)?;
         let words = text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
@@ -283,14 +387,22 @@ fn write_maps(ids: Ids, pid: i32) -> Result<(), SetupError> {
     write_file(&format!("/proc/{pid}/gid_map"), &gids).phase("write the group map")
 }
 
-/// The step's pid 1; killed and reaped when it is dropped early.
-struct Child {
+/// A process that was cloned; killed and reaped when it is dropped early.
+pub(crate) struct Child {
     pid: i32,
     pidfd: OwnedFd,
     reaped: bool,
 }
 
 impl Child {
+    pub(crate) fn new(pid: i32, pidfd: OwnedFd) -> Self {
+        Self { pid, pidfd, reaped: false }
+    }
+
+    pub(crate) fn pid(&self) -> i32 {
+        self.pid
+    }
+
     fn kill(&self) {
         let _ = rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL);
     }

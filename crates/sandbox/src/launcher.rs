@@ -14,9 +14,10 @@ use std::sync::{Arc, OnceLock};
 use rustix::fs::{MemfdFlags, SealFlags};
 
 use crate::error::SandboxError;
-use crate::helper::{Envelope, HELPER_ARG, Outcome};
-use crate::net::Support;
-use crate::spec::{Exit, MountSource, Network, Root, StepFds, StepSpec};
+use crate::helper::{Envelope, HELPER_ARG, Outcome, Task};
+use crate::pool::{Pair, Pool, Taken};
+use crate::prepared::{After, Order};
+use crate::spec::{Capabilities, Confinement, Exit, MountSource, Network, Root, StepFds, StepSpec};
 use crate::worker::{Entered, Ids, Mode, duplicate};
 use crate::{caps, seccomp, wire};
 
@@ -28,7 +29,9 @@ pub struct Launcher {
     one_id: bool,
     cgroup_prefix: String,
     executable: OnceLock<Result<OwnedFd, (i32, &'static str)>>,
-    network: OnceLock<Support>,
+    /// The program that connects private networks, or why there is none.
+    pasta: OnceLock<Result<String, String>>,
+    pool: Arc<Pool>,
 }
 
 impl Launcher {
@@ -49,13 +52,58 @@ impl Launcher {
             one_id: entered.mode == Mode::OneUid,
             cgroup_prefix: entered.cgroup_prefix.clone(),
             executable: OnceLock::new(),
-            network: OnceLock::new(),
+            pasta: OnceLock::new(),
+            pool: Arc::default(),
         })
     }
 
-    /// What [`Network::Default`] will be on this machine. The first call takes a few milliseconds.
-    pub fn network(&self) -> &Support {
-        self.network.get_or_init(crate::net::probe)
+    /// Begins to make the network of the first step with [`Network::Default`], if none is there. Takes a few
+    /// milliseconds; the rest happens in the background. A failure is met, and told, by the step.
+    pub fn warm_up(&self) {
+        if let Ok(pasta) = self.pasta()
+            && !self.pool.has_idle()
+            && let Ok(pair) = self.prepare(pasta)
+        {
+            self.pool.put(pair);
+        }
+    }
+
+    fn pasta(&self) -> Result<&str, &str> {
+        if let Some(note) = self.pool.broken() {
+            return Err(note);
+        }
+        self.pasta.get_or_init(crate::net::find).as_deref().map_err(String::as_str)
+    }
+
+    /// Starts the making of a network.
+    fn prepare(&self, pasta: &str) -> Result<Pair, SandboxError> {
+        let (ours, theirs) = wire::pair().map_err(helper("make a socket pair"))?;
+        let keeper = self.start_helper(Stdio::from(theirs), Stdio::null(), Stdio::null())?;
+        let pair = Pair::new(keeper, ours);
+        let order = Order { pasta: pasta.to_owned(), ids: self.ids };
+        // A pair that nobody got ends by itself.
+        wire::send(pair.control(), &Task::Prepare(order), &[]).map_err(helper("order a network"))?;
+        Ok(pair)
+    }
+
+    fn start_helper(&self, stdin: Stdio, stdout: Stdio, stderr: Stdio) -> Result<Child, SandboxError> {
+        let executable = match self.executable.get_or_init(sealed_copy) {
+            Ok(fd) => fd,
+            &Err((errno, action)) => {
+                return Err(SandboxError::Helper { action, source: io::Error::from_raw_os_error(errno) });
+            }
+        };
+        let mut command = Command::new(format!("/proc/self/fd/{}", executable.as_raw_fd()));
+        command.arg(HELPER_ARG).env_clear().stdin(stdin).stdout(stdout).stderr(stderr);
+        loop {
+            match command.spawn() {
+                // Another thread started a process while the copy was being written, and it has not executed yet.
+                Err(e) if e.raw_os_error() == Some(libc::ETXTBSY) => {
+                    std::thread::sleep(std::time::Duration::from_millis(1));
+                }
+                other => return other.map_err(helper("start the step's helper")),
+            }
+        }
     }
 
     /// Starts a step. Blocks for about a millisecond; everything else is reported by [`Step::wait`]. The helper has
@@ -65,20 +113,24 @@ impl Launcher {
     /// [`SandboxError::Spec`] or [`SandboxError::Helper`]; nothing has run then.
     pub fn spawn(&self, spec: &StepSpec, fds: &StepFds) -> Result<Step, SandboxError> {
         check(spec, fds)?;
-        let helper = |action| move |source: io::Error| SandboxError::Helper { action, source };
         let errno = |action| move |e: rustix::io::Errno| SandboxError::Helper { action, source: e.into() };
-        let executable = match self.executable.get_or_init(sealed_copy) {
-            Ok(fd) => fd,
-            &Err((errno, action)) => {
-                return Err(SandboxError::Helper { action, source: io::Error::from_raw_os_error(errno) });
-            }
-        };
         let (ours, theirs) = wire::pair().map_err(helper("make a socket pair"))?;
         let pipe = || rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(errno("make a pipe"));
         let (stdout, stdout_write) = pipe()?;
         let (stderr, stderr_write) = pipe()?;
 
-        let pasta = if spec.network == Network::Default { Some(self.network()) } else { None };
+        let mut network_note = None;
+        let mut network = None;
+        if spec.network == Network::Default {
+            match self.pasta() {
+                Ok(pasta) => {
+                    let pair = self.pool.take().map_or_else(|| self.prepare(pasta), Ok)?;
+                    network = Some(Taken::new(&self.pool, pair, cannot_change_networks(&spec.confinement)));
+                }
+                Err(note) => network_note = Some(note.to_owned()),
+            }
+        }
+        let keeper = network.as_ref().and_then(Taken::control);
         let envelope = Envelope {
             spec: spec.clone(),
             ids: self.ids,
@@ -93,28 +145,18 @@ impl Launcher {
                 Vec::new()
             },
             cgroup_prefix: self.cgroup_prefix.clone(),
-            pasta: pasta.and_then(|support| support.pasta.clone()),
-            network_note: pasta.and_then(|support| support.note.clone()),
+            prepared: keeper.is_some(),
+            network_note,
         };
-        let mut command = Command::new(format!("/proc/self/fd/{}", executable.as_raw_fd()));
-        command.arg(HELPER_ARG).env_clear();
-        command.stdin(Stdio::from(theirs)).stdout(Stdio::from(stdout_write)).stderr(Stdio::from(stderr_write));
-        let child = loop {
-            match command.spawn() {
-                // Another thread started a process while the copy was being written, and it has not executed yet.
-                Err(e) if e.raw_os_error() == Some(libc::ETXTBSY) => {
-                    std::thread::sleep(std::time::Duration::from_millis(1));
-                }
-                other => break other.map_err(helper("start the step's helper"))?,
-            }
-        };
-        // Its copies of the step's pipes would keep them open.
-        drop(command);
-        let step = Step { child: Some(child), control: Arc::new(ours), stdout: Some(stdout), stderr: Some(stderr) };
-        let all = fds.lower.iter().chain(&fds.active).chain(&self.template_userns).chain(&fds.binds);
+        let (stdin, out, err) = (Stdio::from(theirs), Stdio::from(stdout_write), Stdio::from(stderr_write));
+        let child = self.start_helper(stdin, out, err)?;
+        let control = Arc::new(ours);
+        let step = Step { child: Some(child), control, network, stdout: Some(stdout), stderr: Some(stderr) };
+        let all = fds.lower.iter().chain(&fds.active).chain(&self.template_userns);
+        let all = all.chain(keeper.as_deref()).chain(&fds.binds);
         let all: Vec<_> = all.map(AsFd::as_fd).collect();
         // A step that is not handed out is killed by its drop.
-        wire::send(&*step.control, &envelope, &all).map_err(helper("send the step to its helper"))?;
+        wire::send(&*step.control, &Task::Step(Box::new(envelope)), &all).map_err(helper("send the step to its helper"))?;
         Ok(step)
     }
 }
@@ -124,6 +166,7 @@ impl Launcher {
 pub struct Step {
     child: Option<Child>,
     control: Arc<OwnedFd>,
+    network: Option<Taken>,
     /// Reading end of the command's standard output; taken by the caller.
     pub stdout: Option<OwnedFd>,
     /// Reading end of the command's standard error; taken by the caller.
@@ -154,7 +197,14 @@ impl Step {
             let _ = child.wait();
         }
         match outcome {
-            Ok(Some((Outcome::Exited(exit), _))) => Ok(exit),
+            Ok(Some((Outcome::Exited(exit, after), _))) => {
+                match (self.network.take(), after) {
+                    (Some(network), After::Clean) => network.give_back(),
+                    (Some(network), After::Failed(note)) => network.failed(note),
+                    (Some(_) | None, _) => {}
+                }
+                Ok(exit)
+            }
             Ok(Some((Outcome::Failed(error), _))) => Err(SandboxError::Setup(error)),
             Ok(Some((Outcome::Cancelled, _))) => Err(SandboxError::Cancelled),
             Ok(None) => {
@@ -187,6 +237,18 @@ impl Killer {
     pub fn kill(&self) {
         let _ = rustix::net::send(&*self.control, b"k", rustix::net::SendFlags::NOSIGNAL);
     }
+}
+
+fn helper(action: &'static str) -> impl Fn(io::Error) -> SandboxError {
+    move |source| SandboxError::Helper { action, source }
+}
+
+/// Whether a step leaves nothing in namespaces that outlive it: no address, no setting, no key.
+fn cannot_change_networks(confinement: &Confinement) -> bool {
+    let settings = |path: &String| path == "/proc/sys";
+    confinement.capabilities != Capabilities::All
+        && confinement.seccomp
+        && confinement.readonly_paths.iter().any(settings)
 }
 
 fn check(spec: &StepSpec, fds: &StepFds) -> Result<(), SandboxError> {

@@ -5,8 +5,8 @@
 //! - the **worker** ([`worker::enter`]) enters a user, mount and pid namespace before it starts any thread, and then
 //!   runs any number of builds;
 //! - a **helper** ([`helper_main`]), one for each step, started by [`Launcher::spawn`] from a sealed copy of the
-//!   binary in memory. It is single-threaded, so it may clone; it maps ids, makes the control group, attaches the
-//!   network, waits, and cleans up what the step must not leave in its tree;
+//!   binary in memory. It is single-threaded, so it may clone; it maps ids, makes the control group, waits, and cleans
+//!   up what the step must not leave in its tree. Helpers of a second kind prepare networks for the steps to enter;
 //! - the **step**, cloned by the helper into namespaces of its own, mounts everything, gives up its privileges and
 //!   executes the command as pid 1.
 //!
@@ -16,7 +16,6 @@
 
 pub mod cgroup;
 pub mod host;
-pub mod net;
 pub mod seccomp;
 pub mod worker;
 
@@ -26,6 +25,9 @@ mod helper;
 mod inherit;
 mod launcher;
 mod mounts;
+mod net;
+mod pool;
+mod prepared;
 mod spec;
 mod step;
 mod stubs;

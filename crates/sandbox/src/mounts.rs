@@ -13,7 +13,6 @@ use rustix::mount::{
 };
 
 use crate::error::{Phase, SetupError};
-use crate::spec::Network;
 use crate::stubs::{self, Stub};
 use crate::sys;
 
@@ -42,7 +41,6 @@ impl Trees {
         active: Option<&OwnedFd>,
         binds: &[OwnedFd],
         template: Option<&OwnedFd>,
-        network: Network,
         notes: &mut Vec<String>,
     ) -> Result<Self, SetupError> {
         let mapped = |fd: &OwnedFd| -> Result<OwnedFd, SetupError> {
@@ -74,9 +72,13 @@ impl Trees {
                 Err(e) => notes.push(e.to_string()),
             }
         }
-        let sys = if network == Network::Host { host_sys().ok() } else { None };
         let resolv = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
-        Ok(Self { lower, active, binds: bound, devices, sys, resolv })
+        Ok(Self { lower, active, binds: bound, devices, sys: None, resolv })
+    }
+
+    /// Adds the host's `/sys`, for a step that uses the host's network.
+    pub(crate) fn add_host_sys(&mut self) {
+        self.sys = host_sys().ok();
     }
 }
 

@@ -2,83 +2,37 @@
 //!
 //! A private network is a namespace with `pasta` as its way out: a user-mode program that copies packets, so that no
 //! rule is ever left on the host. `pasta` runs in the worker's pid namespace and dies with it. Whether it works here
-//! (it needs `/dev/net/tun`) is found out once for each worker by attaching it to an empty namespace.
+//! beyond what [`find`] sees is known when the first network was prepared ([`crate::prepared`]).
 
 use std::io::Read;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use serde::Serialize;
-
 use crate::error::{Phase, SetupError};
-use crate::worker::Ids;
-
-/// Whether private networks have a way out on this machine.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
-pub struct Support {
-    /// The program, when it works.
-    pub pasta: Option<String>,
-    /// Why steps use the host's network instead, with the remedy.
-    pub note: Option<String>,
-}
 
 /// The name server that `pasta` answers at, and forwards to the host's.
 const DNS_FORWARD: &str = "169.254.1.53";
 
-/// Finds `pasta` and tries it on an empty network namespace.
-pub(crate) fn probe() -> Support {
-    let unavailable =
-        |why: String| Support { pasta: None, note: Some(format!("build steps use the host's network: {why}")) };
+/// Finds `pasta`, if it is installed and can work; the error says why steps use the host's network, with the remedy.
+pub(crate) fn find() -> Result<String, String> {
     let found = ["/usr/bin/pasta", "/usr/local/bin/pasta", "/bin/pasta"].iter().find(|path| Path::new(path).exists());
     let Some(&path) = found else {
-        return unavailable("pasta is not installed; fix: install the package `passt`".into());
+        return Err(unavailable("pasta is not installed; fix: install the package `passt`"));
     };
     if let Err(e) = rustix::fs::access("/dev/net/tun", rustix::fs::Access::READ_OK | rustix::fs::Access::WRITE_OK) {
-        return unavailable(format!("/dev/net/tun cannot be opened ({e}); fix: sudo chmod 0666 /dev/net/tun"));
+        return Err(unavailable(&format!("/dev/net/tun cannot be opened ({e}); fix: sudo chmod 0666 /dev/net/tun")));
     }
-    match try_pasta(path) {
-        Ok(()) => Support { pasta: Some(path.to_owned()), note: None },
-        Err(text) => unavailable(format!("pasta does not work here: {text}")),
-    }
+    Ok(path.to_owned())
 }
 
-/// Lets pasta make its own namespaces around a command that does nothing, for a second at most.
-fn try_pasta(path: &str) -> Result<(), String> {
-    let mut child = Command::new(path)
-        .args(["--config-net", "--quiet"])
-        .args(run_as())
-        .args(["--", "true"])
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .map_err(|e| e.to_string())?;
-    for _ in 0..1000 {
-        match child.try_wait() {
-            Ok(Some(status)) if status.success() => return Ok(()),
-            Ok(Some(_)) => {
-                let mut text = String::new();
-                if let Some(stderr) = child.stderr.take() {
-                    // Bounded, and not to the end: a child of pasta may hold the pipe.
-                    let mut bytes = [0; 4096];
-                    let n = stderr.take(4096).read(&mut bytes).unwrap_or(0);
-                    text = String::from_utf8_lossy(&bytes[..n]).into_owned();
-                }
-                return Err(text.lines().last().unwrap_or("it failed without a message").to_owned());
-            }
-            Ok(None) => std::thread::sleep(std::time::Duration::from_millis(1)),
-            Err(e) => return Err(e.to_string()),
-        }
-    }
-    detach(&mut child);
-    Err("it does not come up within a second".into())
+/// What the user reads when a step has less than a private network.
+pub(crate) fn unavailable(why: &str) -> String {
+    format!("build steps use the host's network: {why}")
 }
 
-/// Attaches `pasta` to the network namespace of `pid`.
-///
-/// The namespace is configured when this returns.
-pub(crate) fn attach(pasta: &str, pid: i32, ids: Ids) -> Result<Child, SetupError> {
-    let phase = "attach the network";
+/// Starts `pasta` for a network namespace, and the user namespace that owns it unless that is the worker's.
+pub(crate) fn start(pasta: &str, network: &OwnedFd, user: Option<&OwnedFd>) -> Result<Child, SetupError> {
     let mut command = Command::new(pasta);
     command
         .args(["--config-net", "--foreground", "--quiet"])
@@ -87,17 +41,16 @@ pub(crate) fn attach(pasta: &str, pid: i32, ids: Ids) -> Result<Child, SetupErro
         .args(["-t", "none", "-u", "none", "-T", "none", "-U", "none", "--no-map-gw"])
         .args(["--dns-forward", DNS_FORWARD]);
     // Namespaces are handed over open, as standard streams: pasta gives up the privilege to look them up by process.
-    let netns = std::fs::File::open(format!("/proc/{pid}/ns/net")).phase(phase)?;
-    command.stdin(Stdio::from(netns)).args(["--netns", "/proc/self/fd/0"]);
-    if ids == Ids::Host {
-        command.arg("--netns-only").stdout(Stdio::null());
-    } else {
-        let userns = std::fs::File::open(format!("/proc/{pid}/ns/user")).phase(phase)?;
-        command.stdout(Stdio::from(userns)).args(["--userns", "/proc/self/fd/1"]);
-    }
-    let child = command.stderr(Stdio::piped()).spawn().phase(phase)?;
-    wait_for_route(child, pid)
+    let copy = |fd: &OwnedFd| fd.try_clone().map(Stdio::from).phase(PHASE);
+    command.stdin(copy(network)?).args(["--netns", "/proc/self/fd/0"]);
+    match user {
+        None => command.arg("--netns-only").stdout(Stdio::null()),
+        Some(user) => command.stdout(copy(user)?).args(["--userns", "/proc/self/fd/1"]),
+    };
+    command.stderr(Stdio::piped()).spawn().phase(PHASE)
 }
+
+const PHASE: &str = "attach the network";
 
 /// Real root's `pasta` would become `nobody`, who may neither join the step's namespaces nor open `/dev/net/tun`. It
 /// confines itself (namespaces, system call filter) either way.
@@ -105,31 +58,33 @@ fn run_as() -> &'static [&'static str] {
     if rustix::process::geteuid().is_root() { &["--runas", "0"] } else { &[] }
 }
 
-/// Waits until the namespace has a default route, or pasta has failed.
-fn wait_for_route(mut child: Child, pid: i32) -> Result<Child, SetupError> {
-    let phase = "attach the network";
-    for _ in 0..2000 {
-        if let Some(_status) = child.try_wait().phase(phase)? {
+/// Waits until the network namespace, which this process has joined, has a default route, or pasta has failed.
+///
+/// `pause` waits for a millisecond and tells whether to go on.
+pub(crate) fn wait_for_route(pasta: &mut Child, pause: impl Fn() -> bool) -> Result<(), SetupError> {
+    let began = std::time::Instant::now();
+    while began.elapsed() < std::time::Duration::from_secs(2) && pause() {
+        if let Some(status) = pasta.try_wait().phase(PHASE)? {
             let mut text = String::new();
-            if let Some(mut stderr) = child.stderr.take() {
-                let _ = stderr.read_to_string(&mut text);
+            if let Some(stderr) = pasta.stderr.take() {
+                // Bounded, and not to the end: a child of pasta may hold the pipe.
+                let mut bytes = [0; 4096];
+                let n = stderr.take(4096).read(&mut bytes).unwrap_or(0);
+                text = String::from_utf8_lossy(&bytes[..n]).into_owned();
             }
-            return Err(SetupError::detail(phase, format!("pasta: {}", text.trim())));
+            let last = text.lines().last().map_or_else(|| status.to_string(), str::to_owned);
+            return Err(SetupError::detail(PHASE, format!("pasta: {last}")));
         }
-        let v4 = std::fs::read_to_string(format!("/proc/{pid}/net/route")).unwrap_or_default();
-        let v6 = std::fs::read_to_string(format!("/proc/{pid}/net/ipv6_route")).unwrap_or_default();
-        let default_v4 = v4.lines().skip(1).any(|line| line.split_whitespace().nth(1) == Some("00000000"));
-        let default_v6 = v6
+        let read = |file: &str| std::fs::read_to_string(format!("/proc/self/net/{file}")).unwrap_or_default();
+        let default_v4 = read("route").lines().skip(1).any(|line| line.split_whitespace().nth(1) == Some("00000000"));
+        let default_v6 = read("ipv6_route")
             .lines()
             .any(|line| line.starts_with("00000000000000000000000000000000 00") && !line.trim_end().ends_with(" lo"));
         if default_v4 || default_v6 {
-            return Ok(child);
+            return Ok(());
         }
-        std::thread::sleep(std::time::Duration::from_millis(1));
     }
-    let _ = child.kill();
-    let _ = child.wait();
-    Err(SetupError::detail(phase, "pasta did not configure the network within two seconds"))
+    Err(SetupError::detail(PHASE, "pasta did not configure the network within two seconds"))
 }
 
 /// Ends `pasta`.

@@ -19,9 +19,9 @@ pub(crate) enum Cloned {
     Child,
     /// In the caller.
     Parent {
-        /// Process id of the child, in the caller's pid namespace.
+        /// Process id of the new process, in the caller's pid namespace.
         pid: i32,
-        /// Refers to the child until it is closed.
+        /// Refers to the new process until it is closed.
         pidfd: OwnedFd,
     },
 }
@@ -35,6 +35,15 @@ pub(crate) fn is_single_threaded() -> bool {
 ///
 /// The caller must have a single thread: every caller checks or is a fresh process of ours.
 pub(crate) fn clone_process(flags: u64) -> io::Result<Cloned> {
+    clone(flags, libc::SIGCHLD as u64)
+}
+
+/// As [`clone_process`], but the new process is a child of the caller's parent, with the caller's own exit signal.
+pub(crate) fn clone_sibling(flags: u64) -> io::Result<Cloned> {
+    clone(flags | libc::CLONE_PARENT as u64, 0)
+}
+
+fn clone(flags: u64, exit_signal: u64) -> io::Result<Cloned> {
     #[repr(C, align(8))]
     #[derive(Default)]
     struct CloneArgs {
@@ -51,7 +60,7 @@ pub(crate) fn clone_process(flags: u64) -> io::Result<Cloned> {
     let mut args = CloneArgs {
         flags: flags | libc::CLONE_PIDFD as u64,
         pidfd: (&raw mut pidfd) as u64,
-        exit_signal: libc::SIGCHLD as u64,
+        exit_signal,
         ..CloneArgs::default()
     };
     // SAFETY: `args` is a `struct clone_args` of version 0 (64 bytes) that lives across the call; without CLONE_VM and

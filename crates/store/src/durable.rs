@@ -5,7 +5,7 @@
 //! the second the temporary name can come back.
 //!
 //! Each operation first passes a *point*. Tests count the points, and kill the process or fail the operation at the
-//! n-th ([`failpoints`]); in a normal build a point is nothing.
+//! n-th (`failpoints`); in a normal build a point is nothing.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};

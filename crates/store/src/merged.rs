@@ -122,13 +122,16 @@ pub(crate) fn names(dir: BorrowedFd<'_>) -> Result<Vec<OsString>> {
 }
 
 /// Whether a layer would say the same about both, content included.
+///
+/// The time of a directory does not count: whoever makes a temporary file in `/tmp` changes it, and containerd's differ
+/// leaves such directories out.
 pub(crate) fn same(a: Place<'_>, b: Place<'_>) -> std::io::Result<bool> {
     let (one, two) = (a.metadata()?, b.metadata()?);
     if one.identity() == two.identity() {
         return Ok(true);
     }
     // Cheap first: most entries of an upper layer differ in one of these.
-    if one.kind != two.kind || one.mtime != two.mtime || (one.is_file() && one.size != two.size) {
+    if one.kind != two.kind || !same_time(&one, &two) || (one.is_file() && one.size != two.size) {
         return Ok(false);
     }
     let (one, two) = (a.read_entry()?, b.read_entry()?);
@@ -140,9 +143,13 @@ pub(crate) fn same(a: Place<'_>, b: Place<'_>) -> std::io::Result<bool> {
 
 fn same_entry(one: &Entry, two: &Entry) -> bool {
     Attributes::from(&one.metadata) == Attributes::from(&two.metadata)
-        && one.metadata.mtime == two.metadata.mtime
+        && same_time(&one.metadata, &two.metadata)
         && one.xattrs == two.xattrs
         && one.link == two.link
+}
+
+fn same_time(one: &Metadata, two: &Metadata) -> bool {
+    one.is_dir() || one.mtime == two.mtime
 }
 
 fn same_bytes(mut one: File, mut two: File) -> std::io::Result<bool> {

@@ -114,6 +114,10 @@ impl Engine {
             sink.emit(Event::Warning(diagnostic_warning(warning, &request)));
         }
         refuse_unsupported_vertices(&lowered)?;
+        if runs_in_default_network(&lowered) {
+            let parts = Arc::clone(&self.parts);
+            drop(tokio::task::spawn_blocking(move || parts.launcher.warm_up()));
+        }
         let lease =
             self.parts.store.lease().map_err(|error| step_error(StepError::store("cannot take a lease", &error)))?;
         let lease = Arc::new(lease);
@@ -486,6 +490,17 @@ fn refuse_unsupported_vertices(lowered: &Lowered) -> Result<(), BuildError> {
         }
     });
     if reports.is_empty() { Ok(()) } else { Err(BuildError { kind: ExitKind::Input, reports }) }
+}
+
+/// Whether a command may run for which the sandbox has to make a network.
+fn runs_in_default_network(lowered: &Lowered) -> bool {
+    let mut found = false;
+    walk(lowered.results.iter().filter_map(|result| result.root.as_ref()), |vertex| {
+        if let Op::Exec(exec) = vertex.op() {
+            found |= exec.network == Network::Default;
+        }
+    });
+    found
 }
 
 fn refusals(vertex: &Vertex) -> Vec<String> {

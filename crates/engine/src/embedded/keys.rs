@@ -279,7 +279,8 @@ mod tests {
     fn what_a_run_depends_on_is_a_part_of_its_own() {
         let plain = exec(|_| {}).parts;
         let secret = FileFromSession { id: "token".into(), uid: 0, gid: 0, mode: 0o400, optional: false };
-        let changes: [(&str, Box<dyn FnOnce(&mut ExecOp)>); 6] = [
+        type Change = Box<dyn FnOnce(&mut ExecOp)>;
+        let changes: [(&str, Change); 6] = [
             ("RUN", Box::new(|exec| exec.meta.args.push("all".into()))),
             ("environment A", Box::new(|exec| exec.meta.env[0] = "A=2".into())),
             ("WORKDIR", Box::new(|exec| exec.meta.cwd = "/src".into())),

@@ -1,7 +1,7 @@
 //! The embedded engine, seen from a face: a worker process and a connection to it.
 //!
 //! The worker is this binary started once more. It enters its namespaces while it has one thread and then serves any
-//! number of builds ([`worker`]). This side only speaks frames, so that the embedded engine looks like every other
+//! number of builds (`worker.rs`). This side only speaks frames, so that the embedded engine looks like every other
 //! backend: a remote solve with events.
 
 mod build;

@@ -295,7 +295,10 @@ fn mistakes_of_several_instructions_are_reported_together() {
 #[test]
 fn many_runs_with_a_large_environment_are_refused() {
     let text = format!("FROM scratch\nENV A={}\n{}", "x".repeat(1_000_000), "RUN x\n".repeat(135));
-    mistake(&text, expect![[r#"
+    mistake(
+        &text,
+        expect![[r#"
         error[limit] 137:1 `RUN x`: the environments of all RUNs take more than 128 MiB
-    "#]]);
+    "#]],
+    );
 }

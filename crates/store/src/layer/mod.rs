@@ -1,7 +1,7 @@
 //! Layers: a parentless tree of changes ⇄ an uncompressed tar archive, and the compression around it.
 //!
 //! [`write`](fn@write) turns [`Entries`] into the archive, in the header forms of Go's `archive/tar` as containerd's differ uses
-//! it, so that equal content has BuildKit's diff ID. [`apply`] turns an archive into a tree, by a strict reader of its
+//! it, so that equal content has BuildKit's diff ID. [`apply()`] turns an archive into a tree, by a strict reader of its
 //! own. [`compress`] frames and unframes. Where entries come from (a tree here, a plan in [`crate::copy`]) and where
 //! blobs go ([`crate::content`]) is not this module's business.
 //!

@@ -1,5 +1,7 @@
 //! The flags of `build`, in the names and forms of `docker buildx build`.
 
+#![allow(rustdoc::broken_intra_doc_links, reason = "the comments are help texts, where brackets mean optional parts")]
+
 use std::path::PathBuf;
 use std::str::FromStr;
 
