@@ -14,12 +14,18 @@ use crate::image::{Image, Inode, Kind, Tree};
 pub type Report = BTreeMap<String, String>;
 
 /// Reports on `image`: its config without times, the shape of its history, the number of layers, and every path of its
-/// tree. Modification times count only with `times`.
+/// tree. Modification times, and with them diff IDs, count only with `times`.
 pub fn report(image: &Image, times: bool) -> Report {
     let mut report = Report::new();
     for (key, value) in image.config.as_object().into_iter().flatten() {
         match key.as_str() {
             "created" if times => put(&mut report, "created", value),
+            // Where times are given, the layers have nothing left that could differ.
+            "rootfs" if times => {
+                for (index, diff_id) in value["diff_ids"].as_array().into_iter().flatten().enumerate() {
+                    put(&mut report, &format!("layer[{index}]"), diff_id);
+                }
+            }
             "created" | "rootfs" | "history" | "moby.buildkit.buildinfo.v1" => {}
             "config" => {
                 for (key, value) in value.as_object().into_iter().flatten() {

@@ -3,6 +3,8 @@
 //! Pure: bytes in, bytes out. The rules for history and times follow BuildKit's image exporter, so that tools that pair
 //! history with layers see what they are used to.
 
+use std::io;
+
 use build_engine_oci::{Descriptor, DiffId, Digest, History, ImageConfig, Index, Manifest, media_type};
 
 /// One layer, ready for a manifest.
@@ -31,9 +33,27 @@ pub(crate) struct Document {
 
 impl Document {
     fn new(media_type: &str, value: &impl serde::Serialize) -> Self {
-        let bytes = serde_json::to_vec(value).expect("documents have string keys and no failing serialisers");
+        let mut bytes = Vec::new();
+        let mut serializer = serde_json::Serializer::with_formatter(&mut bytes, AsGo);
+        value.serialize(&mut serializer).expect("documents have string keys and no failing serialisers");
         let descriptor = Descriptor::new(media_type, Digest::sha256(&bytes), bytes.len() as u64);
         Self { descriptor, bytes }
+    }
+}
+
+/// JSON as Go writes it, which escapes what HTML gives a meaning: the same document has the same digest everywhere.
+struct AsGo;
+
+impl serde_json::ser::Formatter for AsGo {
+    fn write_string_fragment<W: ?Sized + io::Write>(&mut self, writer: &mut W, fragment: &str) -> io::Result<()> {
+        let mut rest = fragment;
+        while let Some(at) = rest.find(['<', '>', '&', '\u{2028}', '\u{2029}']) {
+            let (plain, special) = rest.split_at(at);
+            let character = special.chars().next().expect("something was found");
+            write!(writer, "{plain}\\u{:04x}", u32::from(character))?;
+            rest = &special[character.len_utf8()..];
+        }
+        writer.write_all(rest.as_bytes())
     }
 }
 
@@ -235,6 +255,13 @@ mod tests {
             history_of(history, &[layer(T1)], None, 2),
             [format!("a {T1}"), format!("b - {T1}"), format!("created {T1}")]
         );
+    }
+
+    #[test]
+    fn documents_are_written_as_go_writes_them() {
+        let document = Document::new("x", &serde_json::json!({ "a<b": ["x && y > z", "\u{2028}\u{e9}\"\u{1}"] }));
+        let expected = r#"{"a\u003cb":["x \u0026\u0026 y \u003e z","\u2028é\"\u0001"]}"#;
+        assert_eq!(String::from_utf8(document.bytes).unwrap(), expected);
     }
 
     #[test]

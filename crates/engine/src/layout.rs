@@ -292,3 +292,102 @@ impl Read for Part {
         Ok(count)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A layout with one image for two platforms under the tag `two`, and one without a platform under `one`.
+    fn layout(dir: &Path) -> Vec<Digest> {
+        let mut blobs = Vec::new();
+        let put = |bytes: Vec<u8>, media_type: &str, blobs: &mut Vec<Digest>| {
+            let digest = Digest::sha256(&bytes);
+            let path = dir.join(layout::blob_path(&digest));
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, &bytes).unwrap();
+            blobs.push(digest.clone());
+            Descriptor::new(media_type, digest, bytes.len() as u64)
+        };
+        let image = |architecture: &str, blobs: &mut Vec<Digest>| {
+            let config =
+                ImageConfig { architecture: architecture.into(), os: "linux".into(), ..ImageConfig::default() };
+            let config = put(serde_json::to_vec(&config).unwrap(), media_type::OCI_CONFIG, blobs);
+            let manifest = Manifest::new(config, Vec::new());
+            put(serde_json::to_vec(&manifest).unwrap(), media_type::OCI_MANIFEST, blobs)
+        };
+        let alone = image("amd64", &mut blobs);
+        let manifests = ["amd64", "arm64"].map(|architecture| Descriptor {
+            platform: Some(Platform::new("linux", architecture)),
+            ..image(architecture, &mut blobs)
+        });
+        let two = put(serde_json::to_vec(&Index::new(manifests.to_vec())).unwrap(), media_type::OCI_INDEX, &mut blobs);
+        let tagged = |mut descriptor: Descriptor, tag: &str| {
+            descriptor.annotations.insert(layout::REF_NAME.into(), tag.into());
+            descriptor
+        };
+        let index = Index::new(vec![tagged(alone, "one"), tagged(two, "two")]);
+        std::fs::write(dir.join(layout::INDEX_FILE), serde_json::to_vec(&index).unwrap()).unwrap();
+        std::fs::write(dir.join(layout::MARKER_FILE), layout::MARKER).unwrap();
+        blobs
+    }
+
+    fn architecture(found: &FoundImage) -> String {
+        serde_json::from_slice::<ImageConfig>(&found.config).unwrap().architecture
+    }
+
+    #[test]
+    fn an_image_is_found_by_tag_digest_and_platform_in_a_directory_and_in_an_archive() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("layout");
+        std::fs::create_dir(&root).unwrap();
+        let blobs = layout(&root);
+        let archive = dir.path().join("layout.tar");
+        let mut tar = tar::Builder::new(File::create(&archive).unwrap());
+        tar.append_dir_all(".", &root).unwrap();
+        tar.finish().unwrap();
+        for path in [&root, &archive] {
+            let opened = Layout::open(path).unwrap();
+            let amd64 = Platform::new("linux", "amd64");
+            let arm64 = Platform::new("linux", "arm64");
+            assert_eq!(architecture(&opened.find(Some("one"), None, &amd64).unwrap()), "amd64");
+            assert_eq!(architecture(&opened.find(Some("two"), None, &arm64).unwrap()), "arm64");
+            let by_digest = opened.find(None, blobs.last(), &arm64).unwrap();
+            assert_eq!(architecture(&by_digest), "arm64");
+            assert_eq!(Some(&by_digest.root), blobs.last());
+            // A manifest that only an inner index lists.
+            assert_eq!(architecture(&opened.find(None, Some(&by_digest.manifest_digest), &arm64).unwrap()), "arm64");
+            let error = |found: Result<FoundImage, LayoutError>| found.unwrap_err().to_string();
+            assert!(error(opened.find(Some("three"), None, &amd64)).contains("it has `one`, `two`"));
+            assert!(error(opened.find(None, None, &amd64)).contains("stands alone"));
+            let s390x = Platform::new("linux", "s390x");
+            assert!(error(opened.find(Some("two"), None, &s390x)).contains("it has linux/amd64, linux/arm64"));
+        }
+    }
+
+    #[test]
+    fn a_document_that_is_not_what_its_digest_says_is_an_integrity_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let blobs = layout(dir.path());
+        for digest in blobs.iter().collect::<std::collections::BTreeSet<_>>() {
+            let path = dir.path().join(layout::blob_path(digest));
+            let mut bytes = std::fs::read(&path).unwrap();
+            bytes[5] ^= 1;
+            std::fs::write(path, bytes).unwrap();
+        }
+        let opened = Layout::open(dir.path()).unwrap();
+        for tag in ["one", "two"] {
+            let error = opened.find(Some(tag), None, &Platform::new("linux", "amd64")).unwrap_err();
+            assert!(matches!(error, LayoutError::Mismatch { .. }) && error.is_integrity(), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_layout_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(matches!(Layout::open(dir.path()), Err(LayoutError::NotALayout { .. })));
+        assert!(matches!(Layout::open(&dir.path().join("none")), Err(LayoutError::Read { .. })));
+        let file = dir.path().join("file");
+        std::fs::write(&file, "no archive").unwrap();
+        assert!(Layout::open(&file).is_err());
+    }
+}

@@ -137,38 +137,40 @@ impl Index {
 }
 
 /// The config document of an image. Source: image-spec v1.1, config.md, and Docker's image specification v1.2.
+///
+/// The members are in the order of their names, as BuildKit writes them, so that equal images have equal digests.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct ImageConfig {
-    /// When it was made, as RFC 3339.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub created: Option<String>,
-    /// Who made it.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub author: String,
     /// Architecture it runs on.
     #[serde(default)]
     pub architecture: String,
-    /// Variant of the architecture.
+    /// Who made it.
     #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub variant: String,
-    /// Operating system it runs on.
-    #[serde(default)]
-    pub os: String,
-    /// Version of the operating system.
-    #[serde(rename = "os.version", default, skip_serializing_if = "String::is_empty")]
-    pub os_version: String,
-    /// Features of the operating system that are needed.
-    #[serde(rename = "os.features", default, skip_serializing_if = "Vec::is_empty")]
-    pub os_features: Vec<String>,
+    pub author: String,
     /// How containers are run.
     #[serde(default)]
     pub config: ContainerConfig,
-    /// The layers.
-    #[serde(default)]
-    pub rootfs: Rootfs,
+    /// When it was made, as RFC 3339.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub created: Option<String>,
     /// How the layers came to be.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub history: Vec<History>,
+    /// Operating system it runs on.
+    #[serde(default)]
+    pub os: String,
+    /// Features of the operating system that are needed.
+    #[serde(rename = "os.features", default, skip_serializing_if = "Vec::is_empty")]
+    pub os_features: Vec<String>,
+    /// Version of the operating system.
+    #[serde(rename = "os.version", default, skip_serializing_if = "String::is_empty")]
+    pub os_version: String,
+    /// The layers.
+    #[serde(default)]
+    pub rootfs: Rootfs,
+    /// Variant of the architecture.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub variant: String,
     /// What is not known here.
     #[serde(flatten)]
     pub rest: Map<String, Value>,

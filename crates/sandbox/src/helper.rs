@@ -17,10 +17,10 @@ use serde::{Deserialize, Serialize};
 use crate::cgroup::Group;
 use crate::error::{Phase, SetupError};
 use crate::mounts::Trees;
+use crate::prepared::{After, Answer, Order, Question};
 use crate::spec::{Exit, ExitStatus, Network, StepSpec, Usage};
 use crate::stubs::{self, Stub};
 use crate::sys::{self, Cloned, Ended};
-use crate::prepared::{After, Answer, Order, Question};
 use crate::worker::{Ids, SHIFTED_COUNT, SHIFTED_FIRST, write_file};
 use crate::{net, prepared, step, wire};
 

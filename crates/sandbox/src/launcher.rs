@@ -156,7 +156,8 @@ impl Launcher {
         let all = all.chain(keeper.as_deref()).chain(&fds.binds);
         let all: Vec<_> = all.map(AsFd::as_fd).collect();
         // A step that is not handed out is killed by its drop.
-        wire::send(&*step.control, &Task::Step(Box::new(envelope)), &all).map_err(helper("send the step to its helper"))?;
+        wire::send(&*step.control, &Task::Step(Box::new(envelope)), &all)
+            .map_err(helper("send the step to its helper"))?;
         Ok(step)
     }
 }

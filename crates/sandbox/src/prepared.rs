@@ -134,9 +134,8 @@ fn make(control: &OwnedFd, order: &Order) -> Result<Made, SetupError> {
         Cloned::Parent { pid, pidfd } => helper::Child::new(pid, pidfd),
     };
     write_maps(order.ids, holder.pid())?;
-    let open = |name: &str| {
-        std::fs::File::open(format!("/proc/{}/ns/{name}", holder.pid())).map(OwnedFd::from).phase(PHASE)
-    };
+    let open =
+        |name: &str| std::fs::File::open(format!("/proc/{}/ns/{name}", holder.pid())).map(OwnedFd::from).phase(PHASE);
     let user = if order.ids == Ids::Host { None } else { Some(open("user")?) };
     let network = open("net")?;
     // From here on the descriptors keep the namespaces.

@@ -369,7 +369,10 @@ const CASES: &[Case] = &[
         assert_eq!((error.phase.as_str(), error.errno), ("enter the working directory \"/old\"", 20));
         let ran = lab.run(&StepSpec { user: "ghost".into(), ..spec("true") });
         let Err(SandboxError::Setup(error)) = &ran.exit else { panic!("{:?}", ran.exit) };
-        assert_eq!(error.to_string(), "resolve the user: unable to find user ghost: no matching entries in passwd file");
+        assert_eq!(
+            error.to_string(),
+            "resolve the user: unable to find user ghost: no matching entries in passwd file"
+        );
     }),
     ("the_working_directory_host_name_and_environment_are_those_of_the_spec", |lab| {
         let spec = StepSpec {

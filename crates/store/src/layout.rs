@@ -207,15 +207,21 @@ impl Store {
         self.inner.ids
     }
 
-    /// Makes every committed layer survive a power cut, with one `syncfs` for all of them.
+    /// Makes every layer that was committed at least `settled` ago survive a power cut, with one `syncfs` for all of them.
     ///
-    /// Layers that were committed since the last call are dropped if the machine stops uncleanly. Takes as long as the
-    /// disk needs for all that is dirty: call it when nobody waits.
-    pub fn checkpoint(&self) -> Result<()> {
+    /// Layers that were never part of a checkpoint are dropped at the next boot. Takes as long as the disk needs for all
+    /// that is dirty, which is little for what has settled: call it when nobody waits.
+    pub fn checkpoint(&self, settled: Duration) -> Result<()> {
         let layers = self.path("layers");
+        let is_settled = |layer: &Path| {
+            let changed = fs::metadata(layer).and_then(|metadata| metadata.modified());
+            changed.is_ok_and(|changed| changed.elapsed().is_ok_and(|age| age >= settled))
+        };
         let unsynced: Vec<PathBuf> = entries(&layers)?
             .into_iter()
-            .map(|name| layers.join(name).join("synced"))
+            .map(|name| layers.join(name))
+            .filter(|layer| is_settled(layer))
+            .map(|layer| layer.join("synced"))
             .filter(|marker| !marker.exists())
             .collect();
         if unsynced.is_empty() {

@@ -164,7 +164,7 @@ fn a_store_keeps_its_way_of_representing_owners() {
 fn an_unclean_boot_drops_layers_that_were_never_synced() {
     let (dir, store) = new_store();
     let kept = layer(&store, &Snapshot::scratch(), |dir| fs::write(dir.join("a"), "a").unwrap());
-    store.checkpoint().unwrap();
+    store.checkpoint(Duration::ZERO).unwrap();
     let lost = layer(&store, &Snapshot::scratch(), |dir| fs::write(dir.join("b"), "b").unwrap());
     let record = |key: &str, layer: &LayerId| NewRecord {
         key: key.to_owned(),
@@ -786,7 +786,7 @@ fn scenario(store: &Store) -> Result<Digest, Error> {
     let digest = store.put_blob(&bytes)?;
     let descriptor = Descriptor::new(media_type::OCI_MANIFEST, digest.clone(), bytes.len() as u64);
     store.set_name(&"example.com/app:1".parse().unwrap(), &descriptor, &[])?;
-    store.checkpoint()?;
+    store.checkpoint(Duration::ZERO)?;
     drop(lease);
     store.prune(false)?;
     Ok(digest)

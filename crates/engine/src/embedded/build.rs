@@ -19,6 +19,7 @@ use super::export::{Built, Export};
 use super::ops::{self, BuildOps, MAX_RUNNING, Parts, StepError};
 use super::records::{StoreClaims, StoreRecords};
 use super::sources::{Images, UNKNOWN_IMAGE};
+use super::syntax;
 use crate::{
     BuildError, BuildRequest, ContextSource, ExitKind, ImageSummary, NoCache, Outcome, Output, Place, Report,
     StoreOptions, Unsupported,
@@ -26,6 +27,9 @@ use crate::{
 
 /// Largest ignore file that is read.
 const MAX_IGNORE_FILE_BYTES: u64 = 16 << 20;
+
+/// Age after which the kernel has usually written a layer to the disk by itself.
+const SETTLED: std::time::Duration = std::time::Duration::from_secs(60);
 
 /// The engine inside a worker: one store, one solver, any number of builds.
 pub(super) struct Engine {
@@ -95,6 +99,13 @@ impl Engine {
             running: Arc::new(Semaphore::new(MAX_RUNNING)),
             noted: std::sync::Mutex::default(),
         });
+        let settled = store.clone();
+        // Beside the build: what earlier builds made is mostly on the disk by now, and survives the next boot from then on.
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = settled.checkpoint(SETTLED) {
+                tracing::warn!(%error, "layers of earlier builds are not yet durable");
+            }
+        });
         let solver = Solver::new(Arc::new(StoreRecords::new(store.clone())), Arc::new(StoreClaims::new(store)));
         Ok(Self { parts, solver, notes, mode })
     }
@@ -105,6 +116,9 @@ impl Engine {
             let message = format!("{}: {}", refused.flag, refused.reason);
             return Err(BuildError::new(ExitKind::Input, Report::new("unsupported", message)));
         }
+        if let Some(frontend) = syntax::requested(&request)? {
+            Work::start(&sink, &format!("[internal] {frontend} is built in")).done(Ok::<(), &String>(()));
+        }
         for note in &self.notes {
             sink.emit(Event::Warning(note_warning(note)));
         }
@@ -114,10 +128,6 @@ impl Engine {
             sink.emit(Event::Warning(diagnostic_warning(warning, &request)));
         }
         refuse_unsupported_vertices(&lowered)?;
-        if runs_in_default_network(&lowered) {
-            let parts = Arc::clone(&self.parts);
-            drop(tokio::task::spawn_blocking(move || parts.launcher.warm_up()));
-        }
         let lease =
             self.parts.store.lease().map_err(|error| step_error(StepError::store("cannot take a lease", &error)))?;
         let lease = Arc::new(lease);
@@ -128,6 +138,7 @@ impl Engine {
             limits: limits(&request),
             shm_size_bytes: request.shm_size_bytes,
             lease: Arc::clone(&lease),
+            network_wanted: runs_in_default_network(&lowered).into(),
         });
         let options = JobOptions { no_cache: request.no_cache == NoCache::All };
         let job = self.solver.job(ops, Arc::clone(&sink), options);
@@ -497,7 +508,7 @@ fn runs_in_default_network(lowered: &Lowered) -> bool {
     let mut found = false;
     walk(lowered.results.iter().filter_map(|result| result.root.as_ref()), |vertex| {
         if let Op::Exec(exec) = vertex.op() {
-            found |= exec.network == Network::Default;
+            found |= exec.network == build_engine_graph::Network::Default;
         }
     });
     found

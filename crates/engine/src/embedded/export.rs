@@ -180,7 +180,7 @@ impl Export<'_> {
         let wants_index =
             request.annotations.iter().any(|annotation| annotation.targets.contains(&AnnotationTarget::Index));
         image.root = match &manifests[..] {
-            [only] if !wants_index => Descriptor { platform: None, ..only.clone() },
+            [only] if !wants_index => only.clone(),
             _ => {
                 let own = all_annotations(&request.annotations, AnnotationTarget::Index);
                 let index = image::index(manifests, own, oci);

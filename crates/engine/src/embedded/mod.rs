@@ -14,6 +14,7 @@ mod ops;
 mod records;
 mod run;
 mod sources;
+mod syntax;
 mod worker;
 
 use std::collections::HashMap;

@@ -89,6 +89,8 @@ pub(super) struct BuildOps {
     pub(super) limits: sandbox::Limits,
     pub(super) shm_size_bytes: u64,
     pub(super) lease: Arc<build_engine_store::Lease>,
+    /// Whether a network should be made when the first vertex runs.
+    pub(super) network_wanted: std::sync::atomic::AtomicBool,
 }
 
 impl Ops for BuildOps {
@@ -136,6 +138,7 @@ impl Ops for BuildOps {
     ) -> BoxFuture<'_, Result<Vec<Output>, Failure>> {
         let vertex = Arc::clone(vertex);
         Box::pin(async move {
+            self.expect_exec(&vertex);
             let result = match vertex.op() {
                 Op::Source(source) => match source.identifier.strip_prefix("local://") {
                     Some(name) => self.local(name, source).map(|context| vec![Output::Context(Arc::new(context))]),
@@ -186,6 +189,16 @@ impl Ops for BuildOps {
 }
 
 impl BuildOps {
+    /// Begins to make the network of the first command, now that something is not cached: a command may follow.
+    fn expect_exec(&self, vertex: &Vertex) {
+        // Local sources run in every build.
+        let local = matches!(vertex.op(), Op::Source(source) if source.identifier.starts_with("local://"));
+        if !local && self.network_wanted.swap(false, std::sync::atomic::Ordering::Relaxed) {
+            let parts = Arc::clone(&self.parts);
+            drop(tokio::task::spawn_blocking(move || parts.launcher.warm_up()));
+        }
+    }
+
     fn keep(&self, output: &Output) -> Result<(), Failure> {
         match output {
             Output::Snapshot(snapshot) => self
