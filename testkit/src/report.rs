@@ -14,9 +14,12 @@ use crate::image::{Image, Inode, Kind, Tree};
 pub type Report = BTreeMap<String, String>;
 
 /// Reports on `image`: its config without times, the shape of its history, the number of layers, and every path of its
-/// tree. Modification times, and with them diff IDs, count only with `times`.
+/// tree. Modification times, and with them digests, count only with `times`.
 pub fn report(image: &Image, times: bool) -> Report {
     let mut report = Report::new();
+    if times {
+        put(&mut report, "config digest", &image.manifest["config"]["digest"]);
+    }
     for (key, value) in image.config.as_object().into_iter().flatten() {
         match key.as_str() {
             "created" if times => put(&mut report, "created", value),

@@ -19,7 +19,7 @@
 //! | `args` | arguments for both builders, split at spaces; `{dir}` is the case's folder, `{base}` the base layout |
 //! | `arg` | one argument, taken as it stands |
 //! | `network` | the network of RUN, `none` unless given; `default` passes no flag |
-//! | `epoch` | `SOURCE_DATE_EPOCH`, with `rewrite-timestamp`; times and diff IDs are compared then |
+//! | `epoch` | `SOURCE_DATE_EPOCH`, with `rewrite-timestamp`; times, diff IDs and the config's digest are compared then |
 //! | `fails` | the build must fail, and the engine's message has this text |
 //! | `oracle-fails` | BuildKit's message has this text |
 //! | `exit` | the engine's exit code when it fails (2 unless given) |

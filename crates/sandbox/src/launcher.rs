@@ -9,7 +9,7 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use rustix::fs::{MemfdFlags, SealFlags};
 
@@ -32,6 +32,8 @@ pub struct Launcher {
     /// The program that connects private networks, or why there is none.
     pasta: OnceLock<Result<String, String>>,
     pool: Arc<Pool>,
+    /// Held while a pair that no step has asked for is started, so that the first step does not start another.
+    warming: Mutex<()>,
 }
 
 impl Launcher {
@@ -54,12 +56,14 @@ impl Launcher {
             executable: OnceLock::new(),
             pasta: OnceLock::new(),
             pool: Arc::default(),
+            warming: Mutex::new(()),
         })
     }
 
     /// Begins to make the network of the first step with [`Network::Default`], if none is there. Takes a few
     /// milliseconds; the rest happens in the background. A failure is met, and told, by the step.
     pub fn warm_up(&self) {
+        let _warming = self.warming.lock().unwrap_or_else(PoisonError::into_inner);
         if let Ok(pasta) = self.pasta()
             && !self.pool.has_idle()
             && let Ok(pair) = self.prepare(pasta)
@@ -124,7 +128,10 @@ impl Launcher {
         if spec.network == Network::Default {
             match self.pasta() {
                 Ok(pasta) => {
-                    let pair = self.pool.take().map_or_else(|| self.prepare(pasta), Ok)?;
+                    let warming = self.warming.lock().unwrap_or_else(PoisonError::into_inner);
+                    let idle = self.pool.take();
+                    drop(warming);
+                    let pair = idle.map_or_else(|| self.prepare(pasta), Ok)?;
                     network = Some(Taken::new(&self.pool, pair, cannot_change_networks(&spec.confinement)));
                 }
                 Err(note) => network_note = Some(note.to_owned()),

@@ -39,6 +39,10 @@
 //! Dropping a future of [`LazyRef::evaluate`] cancels what nobody else waits for. A failed vertex is forgotten with
 //! the futures that waited for it; results are kept until the job and its references are dropped.
 //!
+//! A key that depends on content may have to wait for a run. Once something below a wanted vertex runs, no record can spare
+//! its other inputs, short of results that were pruned; so they are begun at once, and stages that are copied from run side by
+//! side.
+//!
 //! # Events
 //!
 //! [`Job::solve`] announces every vertex, inputs first. Each job then sees, for each vertex that work was done for,

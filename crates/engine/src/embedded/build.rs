@@ -21,8 +21,8 @@ use super::records::{StoreClaims, StoreRecords};
 use super::sources::{Images, UNKNOWN_IMAGE};
 use super::syntax;
 use crate::{
-    BuildError, BuildRequest, ContextSource, ExitKind, ImageSummary, NoCache, Outcome, Output, Place, Report,
-    StoreOptions, Unsupported,
+    BuildError, BuildRequest, ContextSource, ExitKind, ImageSummary, NetworkMode, NoCache, Outcome, Output, Place,
+    Report, StoreOptions, Unsupported,
 };
 
 /// Largest ignore file that is read.
@@ -128,6 +128,7 @@ impl Engine {
             sink.emit(Event::Warning(diagnostic_warning(warning, &request)));
         }
         refuse_unsupported_vertices(&lowered)?;
+        refuse_host_network(&lowered, &request)?;
         let lease =
             self.parts.store.lease().map_err(|error| step_error(StepError::store("cannot take a lease", &error)))?;
         let lease = Arc::new(lease);
@@ -501,6 +502,25 @@ fn refuse_unsupported_vertices(lowered: &Lowered) -> Result<(), BuildError> {
         }
     });
     if reports.is_empty() { Ok(()) } else { Err(BuildError { kind: ExitKind::Input, reports }) }
+}
+
+/// Refuses the host's network to a Dockerfile whose user did not grant it: a step would see what listens on loopback.
+fn refuse_host_network(lowered: &Lowered, request: &BuildRequest) -> Result<(), BuildError> {
+    let mut reports = Vec::new();
+    walk(lowered.results.iter().filter_map(|result| result.root.as_ref()), |vertex| {
+        if let Op::Exec(exec) = vertex.op()
+            && exec.network == build_engine_graph::Network::Host
+            && request.network != NetworkMode::Host
+        {
+            let report = Report::new("denied", "`RUN --network=host` was not granted by whoever started the build")
+                .at(vertex.metadata().spans.first().map(Place::from))
+                .hint("grant it with `build --network=host`");
+            if !reports.contains(&report) {
+                reports.push(report);
+            }
+        }
+    });
+    if reports.is_empty() { Ok(()) } else { Err(BuildError { kind: ExitKind::Denied, reports }) }
 }
 
 /// Whether a command may run for which the sandbox has to make a network.
