@@ -2,6 +2,7 @@
 //!
 //! Both are OCI layouts below `target/testkit`, made once and then kept; their tag is `latest`.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
@@ -131,11 +132,13 @@ pub fn manifest_digest(layout: &Path) -> Result<String> {
 /// A tar with fixed times, for bases and for archives that are added.
 pub struct TarWriter {
     builder: tar::Builder<Vec<u8>>,
+    /// Mode and owner of the files so far.
+    files: BTreeMap<String, (u32, (u64, u64))>,
 }
 
 impl Default for TarWriter {
     fn default() -> TarWriter {
-        TarWriter { builder: tar::Builder::new(Vec::new()) }
+        TarWriter { builder: tar::Builder::new(Vec::new()), files: BTreeMap::new() }
     }
 }
 
@@ -161,6 +164,7 @@ impl TarWriter {
     pub fn file(&mut self, path: &str, mode: u32, owner: (u64, u64), content: &[u8]) -> Result<()> {
         let mut header = Self::header(tar::EntryType::Regular, mode, owner);
         header.set_size(content.len() as u64);
+        self.files.insert(path.to_owned(), (mode, owner));
         Ok(self.builder.append_data(&mut header, path, content)?)
     }
 
@@ -178,9 +182,11 @@ impl TarWriter {
         Ok(self.builder.append_link(&mut header, path, target)?)
     }
 
-    /// Adds a hard link to an earlier entry.
+    /// Adds a hard link to an earlier file. Mode and owner are the file's, as every archiver writes them: those who
+    /// unpack set them again.
     pub fn hard_link(&mut self, path: &str, target: &str) -> Result<()> {
-        let mut header = Self::header(tar::EntryType::Link, 0o644, (0, 0));
+        let (mode, owner) = self.files.get(target).copied().unwrap_or((0o644, (0, 0)));
+        let mut header = Self::header(tar::EntryType::Link, mode, owner);
         Ok(self.builder.append_link(&mut header, path, target)?)
     }
 

@@ -178,7 +178,7 @@ fn a_full_disk_is_named_and_the_next_build_works() {
     assert!(run.stderr.to_lowercase().contains("no space left"), "{}", run.stderr);
 
     // A command that fills the disk fails like any other command.
-    let fill = "FROM base\nRUN head -c 100000000 /dev/urandom > /big\n";
+    let fill = "FROM base\nRUN dd if=/dev/urandom of=/big bs=1M count=100\n";
     let run = bench.build("fill", &[("Dockerfile", fill)], &["-t", "fill"]);
     assert!(matches!(run.code, Some(1 | 6)), "{:?}: {}", run.code, run.stderr);
     assert!(run.stderr.to_lowercase().contains("no space left"), "{}", run.stderr);

@@ -54,6 +54,11 @@ fn nothing_is_left(bench: &Bench, marker: &str) {
     assert!(!mounts.contains(&home), "a mount is left:\n{mounts}");
     let left: Vec<_> = fs::read_dir(bench.engine.tmp()).unwrap().map(|entry| entry.unwrap().path()).collect();
     assert!(left.is_empty(), "temporary files are left: {left:?}");
+    for unfinished in ["ingest", "work"] {
+        let entries = fs::read_dir(bench.engine.store().join(unfinished)).unwrap();
+        let left: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
+        assert!(left.is_empty(), "unfinished work is left in the store: {left:?}");
+    }
 }
 
 fn interrupt(who: Who, signal_name: &str, code: i32) {
@@ -88,7 +93,30 @@ fn sigterm_ends_a_build_with_its_own_code() {
     interrupt(Who::Root, "TERM", 143);
 }
 
-fn kill_anywhere(who: Who) {
+/// Who dies.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Victim {
+    /// The process that the user started.
+    Face,
+    /// The process that does the work: of those with the worker's argument, the one that was started last.
+    Worker,
+}
+
+fn kill(child: &mut Child, victim: Victim, home: &str) {
+    match victim {
+        Victim::Face => drop(child.kill()),
+        Victim::Worker => {
+            let workers = processes("\n", home).into_iter().filter(|line| line.contains("--build-engine-worker"));
+            let worker = workers.filter_map(|line| line.split(':').next()?.parse::<u32>().ok()).max();
+            // Without one it has not begun, or has ended already.
+            if let Some(worker) = worker {
+                let _ = Command::new("kill").args(["-s", "KILL", &worker.to_string()]).stderr(Stdio::null()).status();
+            }
+        }
+    }
+}
+
+fn kill_anywhere(who: Who, victim: Victim) {
     let Some(bench) = Bench::new(who) else { return };
     // Every attempt has other commands, so that it has all of its work before it.
     let dockerfile = |attempt: usize| {
@@ -99,14 +127,18 @@ fn kill_anywhere(who: Who) {
     let begin = Instant::now();
     assert!(start(&bench, &dockerfile(0)).wait().unwrap().success());
     let length = begin.elapsed();
+    let home = bench.engine.work().parent().unwrap().to_string_lossy().into_owned();
     for attempt in 1..=12 {
         let mut child = start(&bench, &dockerfile(attempt));
         sleep(length * u32::try_from(attempt).unwrap() / 12);
-        // It may have ended already: then there is nothing to kill.
-        let _ = child.kill();
-        child.wait().unwrap();
+        kill(&mut child, victim, &home);
+        wait_until("the face ends", Duration::from_secs(10), || child.try_wait().unwrap().is_some());
+        let code = child.wait().unwrap().code();
+        match victim {
+            Victim::Face => assert!(matches!(code, None | Some(0)), "{code:?}"),
+            Victim::Worker => assert!(matches!(code, Some(0 | 8)), "{code:?}"),
+        }
     }
-    let home = bench.engine.work().parent().unwrap().to_string_lossy().into_owned();
     wait_until("every process is gone", Duration::from_secs(3), || processes("\n", &home).is_empty());
     bench.verify_store();
     for attempt in [0, 6, 12] {
@@ -117,10 +149,25 @@ fn kill_anywhere(who: Who) {
 
 #[test]
 fn kill_9_anywhere_leaves_a_store_that_the_next_build_of_root_can_use() {
-    kill_anywhere(Who::Root);
+    kill_anywhere(Who::Root, Victim::Face);
 }
 
 #[test]
 fn kill_9_anywhere_leaves_a_store_that_the_next_build_of_a_user_can_use() {
-    kill_anywhere(Who::User);
+    kill_anywhere(Who::User, Victim::Face);
+}
+
+#[test]
+fn kill_9_of_the_worker_ends_a_build_of_root_and_the_next_one_works() {
+    kill_anywhere(Who::Root, Victim::Worker);
+}
+
+#[test]
+fn kill_9_of_the_worker_ends_a_build_of_a_user_and_the_next_one_works() {
+    kill_anywhere(Who::User, Victim::Worker);
+}
+
+#[test]
+fn kill_9_anywhere_leaves_a_store_that_the_next_build_with_one_uid_can_use() {
+    kill_anywhere(Who::OneUid, Victim::Face);
 }

@@ -32,8 +32,8 @@ pub struct Launcher {
     /// The program that connects private networks, or why there is none.
     pasta: OnceLock<Result<String, String>>,
     pool: Arc<Pool>,
-    /// Held while a pair that no step has asked for is started, so that the first step does not start another.
-    warming: Mutex<()>,
+    /// Held while a pair is started, so that the first step and [`Launcher::warm_up`] start one and not two.
+    starting: Mutex<()>,
 }
 
 impl Launcher {
@@ -56,15 +56,18 @@ impl Launcher {
             executable: OnceLock::new(),
             pasta: OnceLock::new(),
             pool: Arc::default(),
-            warming: Mutex::new(()),
+            starting: Mutex::new(()),
         })
     }
 
-    /// Begins to make the network of the first step with [`Network::Default`], if none is there. Takes a few
+    /// Begins to make the network of the first step with [`Network::Default`], if there is none yet. Takes a few
     /// milliseconds; the rest happens in the background. A failure is met, and told, by the step.
     pub fn warm_up(&self) {
-        let _warming = self.warming.lock().unwrap_or_else(PoisonError::into_inner);
+        let _starting = self.starting.lock().unwrap_or_else(PoisonError::into_inner);
+        // Pairs in use refer to the pool: one of them may be free soon.
+        let used = Arc::strong_count(&self.pool) > 1;
         if let Ok(pasta) = self.pasta()
+            && !used
             && !self.pool.has_idle()
             && let Ok(pair) = self.prepare(pasta)
         {
@@ -128,10 +131,8 @@ impl Launcher {
         if spec.network == Network::Default {
             match self.pasta() {
                 Ok(pasta) => {
-                    let warming = self.warming.lock().unwrap_or_else(PoisonError::into_inner);
-                    let idle = self.pool.take();
-                    drop(warming);
-                    let pair = idle.map_or_else(|| self.prepare(pasta), Ok)?;
+                    let _starting = self.starting.lock().unwrap_or_else(PoisonError::into_inner);
+                    let pair = self.pool.take().map_or_else(|| self.prepare(pasta), Ok)?;
                     network = Some(Taken::new(&self.pool, pair, cannot_change_networks(&spec.confinement)));
                 }
                 Err(note) => network_note = Some(note.to_owned()),

@@ -251,7 +251,6 @@ pub struct Limits {
     pub cpu_millis: Option<u64>,
 }
 
-
 /// The descriptors of a [`StepSpec`]: `O_PATH` directories or files of the worker.
 #[derive(Debug, Default)]
 pub struct StepFds {

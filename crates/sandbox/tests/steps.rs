@@ -98,7 +98,7 @@ fn drive(filter: &str) -> ExitCode {
             println!("FAILED as {name}: control groups are left: {:?}", control_groups());
             failed = true;
         }
-        let left = processes_of(&program);
+        let left = processes_of(&program, &fs::read_to_string(store.join("pid namespace")).unwrap_or_default());
         if !left.is_empty() {
             println!("FAILED as {name}: processes are left: {left:?}");
             failed = true;
@@ -135,16 +135,17 @@ fn control_groups() -> Vec<PathBuf> {
     found
 }
 
-/// Processes whose executable is `program` or a copy of it in memory.
-fn processes_of(program: &Path) -> Vec<String> {
+/// Processes whose executable is `program`, and all of the worker's pid namespace: helpers, and what they started.
+fn processes_of(program: &Path, namespace: &str) -> Vec<String> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc").unwrap().flatten() {
         let pid = entry.file_name().to_string_lossy().into_owned();
         if pid.parse::<u32>().is_err() || pid == std::process::id().to_string() {
             continue;
         }
-        if let Ok(exe) = fs::read_link(entry.path().join("exe"))
-            && (exe.starts_with(program.parent().unwrap()) || exe.to_string_lossy().contains("memfd:build-engine"))
+        let link = |name: &str| fs::read_link(entry.path().join(name)).unwrap_or_default();
+        if link("exe").starts_with(program.parent().unwrap())
+            || (link("ns/pid").to_str() == Some(namespace) && !namespace.is_empty())
         {
             found.push(pid);
         }
@@ -321,6 +322,8 @@ fn worker_main(args: &[String]) -> ExitCode {
         }
     };
     println!("entered as {:?} in {:?}; notes: {:?}", entered.mode, began.elapsed(), entered.notes);
+    let namespace = fs::read_link("/proc/self/ns/pid").unwrap();
+    fs::write(Path::new(&args[0]).join("pid namespace"), namespace.to_str().unwrap()).unwrap();
     let launcher = Launcher::new(&entered).unwrap();
     let lab = Lab { entered, launcher, store: PathBuf::from(&args[0]), next: 0.into() };
     make_base(&lab.layer("base"));
@@ -534,7 +537,7 @@ const CASES: &[Case] = &[
         let n = rustix::fs::getxattr(ran.upper.join("tool"), "security.capability", &mut value).unwrap();
         assert_eq!(value[..n], v2, "as the differ reads it");
     }),
-    ("device_nodes_of_lower_layers_survive_but_cannot_be_opened", |lab| {
+    ("device_nodes_of_lower_layers_survive_but_can_be_neither_opened_nor_changed", |lab| {
         let lower = lab.layer("devices");
         let made = rustix::fs::mknodat(
             rustix::fs::CWD,
@@ -549,6 +552,9 @@ const CASES: &[Case] = &[
         }
         let ran = lab.run_on(&spec("stat -c %t:%T /mem; cat /mem"), &[&lab.store.join("base"), &lower], &[]);
         assert_eq!(ran.out.trim(), "1:1");
+        let changes = "for c in 'chmod 600' 'chown 5'; do $c /mem 2>/dev/null || echo $c; done; mv /mem /other 2>/dev/null || echo mv";
+        let refused = lab.run_on(&spec(changes), &[&lab.store.join("base"), &lower], &[]);
+        assert_eq!(refused.out.trim(), "chmod 600\nchown 5\nmv", "docs/rootless.md: the overlay cannot copy it up");
         assert!(ran.err.contains("denied") || ran.err.contains("not permitted"), "{}", ran.err);
         assert_eq!(fs::symlink_metadata(lower.join("mem")).unwrap().rdev(), rustix::fs::makedev(1, 1));
     }),

@@ -215,7 +215,9 @@ mod tests {
     #[test]
     fn the_program_says_what_the_profile_says_for_every_call_of_every_architecture() {
         for architecture in Architecture::ALL {
-            for (caps, one_id) in [(0, false), (DOCKER, false), (DOCKER, true), (DOCKER | 1 << 21, false), (u64::MAX, false)] {
+            for (caps, one_id) in
+                [(0, false), (DOCKER, false), (DOCKER, true), (DOCKER | 1 << 21, false), (u64::MAX, false)]
+            {
                 let tables = rules(architecture, caps, (6, 18), one_id).unwrap();
                 let filter = Filter::compile(architecture, caps, (6, 18), one_id).unwrap();
                 assert!(filter.instructions().len() < 4096, "the kernel's limit");
@@ -242,9 +244,8 @@ mod tests {
         for (one_id, other) in [(false, ALLOW), (true, ERRNO)] {
             let filter = Filter::compile(Architecture::X86_64, DOCKER, (6, 18), one_id).unwrap();
             let table = Architecture::X86_64.tables().remove(0);
-            let verdict = |name: &str, args| {
-                run(filter.instructions(), false, table.audit, (table.number)(name).unwrap(), args)
-            };
+            let verdict =
+                |name: &str, args| run(filter.instructions(), false, table.audit, (table.number)(name).unwrap(), args);
             let keep = u64::MAX;
             for (user, group) in [(0, 0), (0, keep), (keep, 0), (keep, keep), (0, u64::from(u32::MAX))] {
                 for name in ["chown", "fchown", "lchown"] {

@@ -99,8 +99,10 @@ impl Filter {
 /// The filter for this machine, compiled once for each set of capabilities. With `one_id` a change to another owner
 /// than the only one there is seems to succeed and does nothing.
 pub(crate) fn cached(caps: CapabilitySet, one_id: bool) -> Result<Arc<Filter>, CompileError> {
-    static CACHE: OnceLock<Mutex<BTreeMap<(u64, bool), Arc<Filter>>>> = OnceLock::new();
-    let mut cache = CACHE.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner);
+    /// By capabilities, and whether there is one id.
+    type Filters = BTreeMap<(u64, bool), Arc<Filter>>;
+    static CACHE: Mutex<Filters> = Mutex::new(BTreeMap::new());
+    let mut cache = CACHE.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(filter) = cache.get(&(caps.bits(), one_id)) {
         return Ok(Arc::clone(filter));
     }

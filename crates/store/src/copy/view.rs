@@ -3,8 +3,9 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
-use build_engine_rootfs::{Entry, Error, Kind, Metadata, Tree, clean};
+use build_engine_rootfs::{Entry, Error, Kind, Metadata, Time, Tree, clean};
 
 /// What a filter says about a path of a tree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,6 +20,12 @@ pub enum Visibility {
 
 /// Decides about a path (relative, without links) that is, or is not, a directory.
 pub type Filter<'a> = dyn Fn(&Path, bool) -> Visibility + Sync + 'a;
+
+fn now() -> Time {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let seconds = i64::try_from(since.as_secs()).expect("the clock's seconds fit");
+    Time { seconds, nanoseconds: since.subsec_nanos() }
+}
 
 /// A tree, with a filter and with owners as its source has them.
 #[derive(Clone, Copy)]
@@ -146,6 +153,11 @@ impl<'a> View<'a> {
         let mut entry = self.tree.read_entry(path)?;
         if self.is_context {
             (entry.metadata.uid, entry.metadata.gid) = (0, 0);
+            if path.as_os_str().is_empty() {
+                // BuildKit's clients do not send the root itself, so it is as new as the build. The checkout's own time
+                // would be a difference between two machines that an epoch could not clamp.
+                entry.metadata.mtime = now();
+            }
         }
         Ok(entry)
     }

@@ -432,8 +432,13 @@ fn named_contexts(findings: &mut Findings, texts: &[String]) -> BTreeMap<String,
             }
         };
         match &mut source {
-            ContextSource::Local { path } | ContextSource::OciLayout { path, .. } => {
-                match std::fs::canonicalize(&*path) {
+            ContextSource::Local { path } => match std::fs::canonicalize(&*path) {
+                Ok(absolute) => *path = absolute,
+                Err(error) => findings.invalid("--build-context", text, error),
+            },
+            // One that is missing is a missing source, which the engine says.
+            ContextSource::OciLayout { path, .. } => {
+                match std::fs::canonicalize(&*path).or_else(|_| std::path::absolute(&*path)) {
                     Ok(absolute) => *path = absolute,
                     Err(error) => findings.invalid("--build-context", text, error),
                 }
