@@ -21,7 +21,7 @@ mod bpf;
 mod profile;
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 pub use bpf::Instruction;
 pub use profile::{Architecture, Verdict, rules};
