@@ -12,7 +12,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-crates test-whole check deny bench dist peers peers-stop clean
+.PHONY: help build demo test packages test-crates test-whole check deny bench dist peers peers-stop clean
 
 TRIPLE := $(shell uname -m)-unknown-linux-gnu
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
@@ -36,16 +36,20 @@ demo: build
 
 test: test-crates test-whole
 
-test-crates: build
+# Packages that tests need or compare with; quick when they are there.
+packages:
+	$(AS_ROOT) testkit/peers.sh install
+
+test-crates: packages
 	cargo $(TEST) --locked --workspace --exclude build-engine-tests
 
+# Plain `cargo test`: the cases of the conformance suite share an engine, a store and a base within one process.
 # The peers are stopped again only if this run has started them.
-test-whole: build
-	$(AS_ROOT) testkit/peers.sh install
+test-whole: packages build
 	running=0; testkit/peers.sh running || running=$$?; \
 	status=0; \
 	$(AS_ROOT) testkit/peers.sh start && \
-	  BUILD_ENGINE_BIN=$$(realpath $(BINARY)) cargo $(TEST) --locked -p build-engine-tests || status=$$?; \
+	  BUILD_ENGINE_BIN=$$(realpath $(BINARY)) cargo test --locked --no-fail-fast -p build-engine-tests || status=$$?; \
 	[ $$running = 0 ] || $(AS_ROOT) testkit/peers.sh stop; \
 	exit $$status
 
@@ -59,8 +63,7 @@ deny:
 	@command -v cargo-deny > /dev/null || { echo "installing cargo-deny from crates.io"; cargo install --locked --quiet cargo-deny; }
 	cargo deny --locked check bans licenses sources
 
-bench: build
-	$(AS_ROOT) testkit/peers.sh install
+bench: packages build
 	$(AS_ROOT) testkit/peers.sh start
 	cargo run --release --locked -p build-engine-bench -- --binary $(BINARY) --write docs/benchmarks.md
 
@@ -70,8 +73,7 @@ dist: build
 	cd dist && sha256sum build-engine-* > SHA256SUMS
 	@file dist/build-engine-* 2> /dev/null || ls -l dist
 
-peers:
-	$(AS_ROOT) testkit/peers.sh install
+peers: packages
 	$(AS_ROOT) testkit/peers.sh start
 	testkit/peers.sh env
 

@@ -51,7 +51,12 @@ fn main() -> ExitCode {
             trials.push(Trial::ignorable_test(case.name.clone(), move || run(&case, who)).with_kind(kind));
         }
     }
-    libtest_mimic::run(&arguments, trials).exit_code()
+    let code = libtest_mimic::run(&arguments, trials).exit_code();
+    // Statics are not dropped; their stores would stay.
+    for shared in [&ROOT, &USER] {
+        shared.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+    }
+    code
 }
 
 fn run(case: &Case, who: Option<Who>) -> Result<Completion, Failed> {
@@ -188,10 +193,13 @@ fn engine(case: &Case, who: Who) -> Result<(Outcome, Option<i32>)> {
     Ok((outcome, run.code))
 }
 
+/// One engine, with its store, and the base image that it was given.
+type Shared = Option<Result<(Arc<Engine>, PathBuf), String>>;
+
+static ROOT: Mutex<Shared> = Mutex::new(None);
+static USER: Mutex<Shared> = Mutex::new(None);
+
 fn shared_engine(who: Who) -> Result<(Arc<Engine>, PathBuf)> {
-    type Shared = Option<Result<(Arc<Engine>, PathBuf), String>>;
-    static ROOT: Mutex<Shared> = Mutex::new(None);
-    static USER: Mutex<Shared> = Mutex::new(None);
     let shared = if who == Who::Root { &ROOT } else { &USER };
     let mut shared = shared.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let made = shared.get_or_insert_with(|| {

@@ -63,7 +63,8 @@ fn nothing_is_left(bench: &Bench, marker: &str) {
 
 fn interrupt(who: Who, signal_name: &str, code: i32) {
     let Some(bench) = Bench::new(who) else { return };
-    let marker = format!("{}.25", 6000 + std::process::id() % 1000);
+    // No other test sleeps as long.
+    let marker = format!("{}.{code}{}", 6000 + std::process::id() % 1000, who as u8);
     let mut child = start(&bench, &format!("FROM base\nCOPY file /\nRUN sleep {marker}\n"));
     wait_until("the step runs", Duration::from_secs(30), || {
         assert!(child.try_wait().unwrap().is_none(), "the build ended before its step ran");

@@ -266,6 +266,18 @@ impl Store {
         Ok(())
     }
 
+    /// Removes what this process has begun and not finished, also under the hands of threads that still work on it: the
+    /// last thing to do before the process ends. What it fails to remove, the next one to open the store will.
+    pub fn abandon(&self) {
+        for place in ["ingest", "work"] {
+            for name in entries(&self.path(place)).unwrap_or_default() {
+                // A thread may put something into a directory that is being emptied, but not into one that is gone.
+                let path = self.path(place).join(&name);
+                let _ = owner_of(&name) != Some(&self.inner.owner) || (0..10).any(|_| remove_tree(&path).is_ok());
+            }
+        }
+    }
+
     /// Takes the lock of an owner that is dead; `None` if it lives.
     pub(crate) fn dead(&self, owner: &str) -> Result<Option<Option<File>>> {
         let path = self.path("leases").join(owner);

@@ -117,6 +117,7 @@ async fn serve(stream: UnixStream, entered: Result<sandbox::worker::Entered, Bui
     for task in calls.values() {
         task.abort();
     }
+    let store = engine.as_ref().ok().map(|engine| engine.parts.store.clone());
     let ended = async {
         for task in calls.into_values() {
             // An aborted task ends with an error that says so.
@@ -128,6 +129,10 @@ async fn serve(stream: UnixStream, entered: Result<sandbox::worker::Entered, Bui
     };
     if tokio::time::timeout(CLEAN_UP, ended).await.is_err() {
         tracing::warn!("cancelled builds did not end in time; their processes are killed");
+    }
+    // Threads cannot be cancelled: one may still unpack a layer that nobody wants.
+    if let Some(store) = store {
+        store.abandon();
     }
     drop(answers);
     sender.abort();
