@@ -269,11 +269,18 @@ impl Store {
     /// Removes what this process has begun and not finished, also under the hands of threads that still work on it: the
     /// last thing to do before the process ends. What it fails to remove, the next one to open the store will.
     pub fn abandon(&self) {
+        let Some(owner) = lock(&self.inner.owner).as_ref().map(|owner| owner.id.clone()) else { return };
         for place in ["ingest", "work"] {
             for name in entries(&self.path(place)).unwrap_or_default() {
-                // A thread may put something into a directory that is being emptied, but not into one that is gone.
-                let path = self.path(place).join(&name);
-                let _ = owner_of(&name) != Some(&self.inner.owner) || (0..10).any(|_| remove_tree(&path).is_ok());
+                if owner_of(&name) != Some(&owner) {
+                    continue;
+                }
+                // Under another name first: what a thread commits at this moment is either whole or not there.
+                let trash = self.path(place).join(format!("{owner}.{}", random_hex()));
+                if fs::rename(self.path(place).join(&name), &trash).is_ok() {
+                    // A thread may put something into a directory that is being emptied, but not into one that is gone.
+                    let _ = (0..10).any(|_| remove_tree(&trash).is_ok());
+                }
             }
         }
     }
