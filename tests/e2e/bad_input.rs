@@ -76,6 +76,34 @@ const BAD: &[Bad] = &[
         code: 3,
         parts: &["/no/such/layout"],
     },
+    Bad {
+        name: "network-not-granted",
+        dockerfile: "FROM base\nRUN --network=host true\n",
+        args: &[],
+        code: 7,
+        parts: &["--network=host", "Dockerfile:2"],
+    },
+    Bad {
+        name: "from-a-directory",
+        dockerfile: "FROM files\nCOPY Dockerfile /x\n",
+        args: &["--build-context=files=."],
+        code: 2,
+        parts: &["not supported yet", "Dockerfile:2"],
+    },
+    Bad {
+        name: "other-frontend",
+        dockerfile: "# syntax=example.com/other:1\nFROM base\n",
+        args: &[],
+        code: 2,
+        parts: &["example.com/other:1", "Dockerfile:1"],
+    },
+    Bad {
+        name: "not-yet-executed",
+        dockerfile: "FROM base\nRUN --mount=type=secret,id=token true\nADD https://example.com/x /x\n",
+        args: &[],
+        code: 2,
+        parts: &["type=secret", "Dockerfile:2", "https://example.com/x", "Dockerfile:3"],
+    },
 ];
 
 fn bad_input_is_named(who: Who) {

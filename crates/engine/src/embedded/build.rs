@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use build_engine_dockerfile::{Diagnostic, Level};
 use build_engine_frontend::{self as frontend, Answer, Answers, Lowered, Lowering, Question};
-use build_engine_graph::{Event, EventSink, Mount, MountKind, Op, Security, Vertex, Warning, walk};
+use build_engine_graph::{Event, EventSink, MountKind, Op, Security, Vertex, Warning, walk};
 use build_engine_oci::{Digest, Platform, Reference};
 use build_engine_sandbox as sandbox;
 use build_engine_solver::{Failure, JobOptions, Solver};
@@ -155,11 +155,8 @@ impl Engine {
                 None => build_engine_store::Snapshot::scratch(),
                 Some(_) => match outputs.next() {
                     Some(ops::Output::Snapshot(snapshot)) => snapshot,
-                    // `FROM` a named local context gives files that no layer holds yet.
                     Some(ops::Output::Context(_)) | None => {
-                        let report =
-                            Report::new("unsupported", "a stage that is a local context itself cannot be the result");
-                        return Err(BuildError::new(ExitKind::Input, report));
+                        return Err(BuildError::new(ExitKind::Input, Report::new("unsupported", FROM_LOCAL)));
                     }
                 },
             };
@@ -547,11 +544,14 @@ fn refusals(vertex: &Vertex) -> Vec<String> {
             }
         }
         Op::Exec(exec) => {
+            if exec.mounts.iter().any(|mount| mount.dest == "/" && reads_local_files(vertex, mount.input)) {
+                found.push(FROM_LOCAL.into());
+            }
             for mount in exec.mounts.iter().filter(|mount| mount.dest != "/") {
                 match &mount.kind {
                     MountKind::Tmpfs { .. } => {}
                     // Of the build context; what other stages and heredocs made is in the store.
-                    MountKind::Bind if reads_local_files(vertex, mount) => {
+                    MountKind::Bind if reads_local_files(vertex, mount.input) => {
                         found.push("`RUN --mount=type=bind` of the build context is not supported yet".into());
                     }
                     MountKind::Bind => {}
@@ -579,14 +579,22 @@ fn refusals(vertex: &Vertex) -> Vec<String> {
             }
         }
         Op::Build(_) => found.push("a build inside the build is not supported".into()),
-        Op::File(_) | Op::Merge(_) | Op::Diff(_) => {}
+        Op::File(file) => {
+            if file.actions.iter().any(|action| reads_local_files(vertex, action.input)) {
+                found.push(FROM_LOCAL.into());
+            }
+        }
+        Op::Merge(_) | Op::Diff(_) => {}
     }
     found
 }
 
-fn reads_local_files(vertex: &Vertex, mount: &Mount) -> bool {
-    mount
-        .input
+/// What has no layer cannot be built upon.
+const FROM_LOCAL: &str = "a stage that starts from a local directory is not supported yet; `COPY --from` it instead";
+
+/// Whether an input of `vertex` is a local directory, read in place.
+fn reads_local_files(vertex: &Vertex, input: Option<usize>) -> bool {
+    input
         .and_then(|input| vertex.inputs().get(input))
         .is_some_and(|edge| matches!(edge.vertex.op(), Op::Source(source) if source.identifier.starts_with("local://")))
 }

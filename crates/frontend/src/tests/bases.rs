@@ -406,15 +406,15 @@ fn triggers_of_an_image_run_first_and_may_need_more_images_f1_126() {
         "FROM onbuild\nUSER me",
         setup,
         expect![[r#"
-        architecture: amd64
-        os: linux
-        User: me
-        Env: ["PATH=usual"]
-        + x (inherited)
-        + COPY /t /t # buildkit
-        + COPY . /src # buildkit
-        + RUN /bin/sh -c make # buildkit
-          USER me
-    "#]],
+            architecture: amd64
+            User: me
+            Env: ["PATH=usual"]
+            + x (inherited)
+            + COPY /t /t # buildkit
+            + COPY . /src # buildkit
+            + RUN /bin/sh -c make # buildkit
+              USER me
+            os: linux
+        "#]],
     );
 }

@@ -9,11 +9,11 @@ fn scratch_begins_with_a_path_and_a_directory_f1_051() {
     config(
         "FROM scratch",
         expect![[r#"
-        architecture: amd64
-        os: linux
-        Env: ["PATH=usual"]
-        WorkingDir: /
-    "#]],
+            architecture: amd64
+            Env: ["PATH=usual"]
+            WorkingDir: /
+            os: linux
+        "#]],
     );
     graph(
         "FROM scratch",
@@ -28,12 +28,12 @@ fn a_base_gives_its_config_and_history_but_nothing_unknown_f1_052() {
     config(
         "FROM alpine",
         expect![[r#"
-        architecture: amd64
-        os: linux
-        Env: ["PATH=/bin"]
-        Cmd: ["sh"]
-        + base (inherited)
-    "#]],
+            architecture: amd64
+            Env: ["PATH=/bin"]
+            Cmd: ["sh"]
+            + base (inherited)
+            os: linux
+        "#]],
     );
 }
 
@@ -42,17 +42,17 @@ fn the_last_command_wins_and_shell_form_gets_the_shell_f1_120() {
     config(
         "FROM scratch\nCMD one\nCMD two 2\nENTRYPOINT [\"/x\", \"a \\\"b\\\"\"]",
         expect![[r#"
-        architecture: amd64
-        os: linux
-        Env: ["PATH=usual"]
-        Entrypoint: ["/x","a \"b\""]
-        Cmd: ["/bin/sh","-c","two 2"]
-        WorkingDir: /
-        ArgsEscaped: true
-          CMD ["/bin/sh" "-c" "one"]
-          CMD ["/bin/sh" "-c" "two 2"]
-          ENTRYPOINT ["/x" "a \"b\""]
-    "#]],
+            architecture: amd64
+            Env: ["PATH=usual"]
+            Entrypoint: ["/x","a \"b\""]
+            Cmd: ["/bin/sh","-c","two 2"]
+            WorkingDir: /
+            ArgsEscaped: true
+              CMD ["/bin/sh" "-c" "one"]
+              CMD ["/bin/sh" "-c" "two 2"]
+              ENTRYPOINT ["/x" "a \"b\""]
+            os: linux
+        "#]],
     );
 }
 
@@ -61,40 +61,40 @@ fn an_entry_point_resets_an_inherited_command_but_not_ones_own_f1_120() {
     config(
         "FROM alpine\nENTRYPOINT [\"/x\"]",
         expect![[r#"
-        architecture: amd64
-        os: linux
-        Env: ["PATH=/bin"]
-        Entrypoint: ["/x"]
-        + base (inherited)
-          ENTRYPOINT ["/x"]
-    "#]],
+            architecture: amd64
+            Env: ["PATH=/bin"]
+            Entrypoint: ["/x"]
+            + base (inherited)
+              ENTRYPOINT ["/x"]
+            os: linux
+        "#]],
     );
     config(
         "FROM alpine AS a\nCMD [\"y\"]\nFROM a\nENTRYPOINT [\"/x\"]",
         expect![[r#"
-        architecture: amd64
-        os: linux
-        Env: ["PATH=/bin"]
-        Entrypoint: ["/x"]
-        ArgsEscaped: true
-        + base (inherited)
-          CMD ["y"]
-          ENTRYPOINT ["/x"]
-    "#]],
+            architecture: amd64
+            Env: ["PATH=/bin"]
+            Entrypoint: ["/x"]
+            ArgsEscaped: true
+            + base (inherited)
+              CMD ["y"]
+              ENTRYPOINT ["/x"]
+            os: linux
+        "#]],
     );
     config(
         "FROM alpine\nCMD [\"y\"]\nENTRYPOINT /x",
         expect![[r#"
-        architecture: amd64
-        os: linux
-        Env: ["PATH=/bin"]
-        Entrypoint: ["/bin/sh","-c","/x"]
-        Cmd: ["y"]
-        ArgsEscaped: true
-        + base (inherited)
-          CMD ["y"]
-          ENTRYPOINT ["/bin/sh" "-c" "/x"]
-    "#]],
+            architecture: amd64
+            Env: ["PATH=/bin"]
+            Entrypoint: ["/bin/sh","-c","/x"]
+            Cmd: ["y"]
+            ArgsEscaped: true
+            + base (inherited)
+              CMD ["y"]
+              ENTRYPOINT ["/bin/sh" "-c" "/x"]
+            os: linux
+        "#]],
     );
 }
 
@@ -103,14 +103,14 @@ fn empty_lists_are_left_out_f1_120() {
     config(
         "FROM alpine\nCMD []\nENTRYPOINT []",
         expect![[r#"
-        architecture: amd64
-        os: linux
-        Env: ["PATH=/bin"]
-        ArgsEscaped: true
-        + base (inherited)
-          CMD []
-          ENTRYPOINT []
-    "#]],
+            architecture: amd64
+            Env: ["PATH=/bin"]
+            ArgsEscaped: true
+            + base (inherited)
+              CMD []
+              ENTRYPOINT []
+            os: linux
+        "#]],
     );
 }
 
@@ -119,15 +119,15 @@ fn env_keeps_its_place_in_the_config_and_is_usable_from_the_next_line_f1_121() {
     config(
         "FROM alpine\nENV A=1 B=\"x y\"\nENV A=2 C=$A\nENV D $C and more",
         expect![[r#"
-        architecture: amd64
-        os: linux
-        Env: ["PATH=/bin","A=2","B=x y","C=1","D=1 and more"]
-        Cmd: ["sh"]
-        + base (inherited)
-          ENV A=1 B=x y
-          ENV A=2 C=1
-          ENV D=1 and more
-    "#]],
+            architecture: amd64
+            Env: ["PATH=/bin","A=2","B=x y","C=1","D=1 and more"]
+            Cmd: ["sh"]
+            + base (inherited)
+              ENV A=1 B=x y
+              ENV A=2 C=1
+              ENV D=1 and more
+            os: linux
+        "#]],
     );
 }
 
@@ -136,14 +136,14 @@ fn one_instruction_has_one_value_of_a_variable_f1_037() {
     config(
         "FROM scratch\nENV abc=hello\nENV abc=bye def=$abc\nENV ghi=$abc",
         expect![[r#"
-        architecture: amd64
-        os: linux
-        Env: ["PATH=usual","abc=bye","def=hello","ghi=bye"]
-        WorkingDir: /
-          ENV abc=hello
-          ENV abc=bye def=hello
-          ENV ghi=bye
-    "#]],
+            architecture: amd64
+            Env: ["PATH=usual","abc=bye","def=hello","ghi=bye"]
+            WorkingDir: /
+              ENV abc=hello
+              ENV abc=bye def=hello
+              ENV ghi=bye
+            os: linux
+        "#]],
     );
 }
 
@@ -156,7 +156,6 @@ fn labels_are_inherited_and_the_request_wins_f1_122() {
         },
         expect![[r#"
             architecture: amd64
-            os: linux
             Env: ["PATH=/bin"]
             Cmd: ["sh"]
             Labels: {"one":"x","three":"four","two words":"a b"}
@@ -164,6 +163,7 @@ fn labels_are_inherited_and_the_request_wins_f1_122() {
               LABEL one=1 two words=a b
               ARG V=x
               LABEL one=x three=3
+            os: linux
         "#]],
     );
 }
@@ -173,15 +173,15 @@ fn exposed_ports_are_sorted_expanded_and_merged_f1_123() {
     config(
         "FROM scratch\nARG P=8080\nEXPOSE 9000/udp $P 80 7000-7002/TCP\nEXPOSE 127.0.0.1:1:80",
         expect![[r#"
-        architecture: amd64
-        os: linux
-        ExposedPorts: {"7000/tcp":{},"7001/tcp":{},"7002/tcp":{},"80/tcp":{},"8080/tcp":{},"9000/udp":{}}
-        Env: ["PATH=usual"]
-        WorkingDir: /
-          ARG P=8080
-          EXPOSE [8080/tcp 7000/tcp 7001/tcp 7002/tcp 80/tcp 9000/udp]
-          EXPOSE [80/tcp]
-    "#]],
+            architecture: amd64
+            ExposedPorts: {"7000/tcp":{},"7001/tcp":{},"7002/tcp":{},"80/tcp":{},"8080/tcp":{},"9000/udp":{}}
+            Env: ["PATH=usual"]
+            WorkingDir: /
+              ARG P=8080
+              EXPOSE [8080/tcp 7000/tcp 7001/tcp 7002/tcp 80/tcp 9000/udp]
+              EXPOSE [80/tcp]
+            os: linux
+        "#]],
     );
 }
 
@@ -190,15 +190,15 @@ fn volumes_are_words_or_json_f1_124() {
     config(
         "FROM scratch\nENV D=/data\nVOLUME /a $D\nVOLUME [\"/b c\"]",
         expect![[r#"
-        architecture: amd64
-        os: linux
-        Env: ["PATH=usual","D=/data"]
-        Volumes: {"/a":{},"/b c":{},"/data":{}}
-        WorkingDir: /
-          ENV D=/data
-          VOLUME [/a /data]
-          VOLUME [/b c]
-    "#]],
+            architecture: amd64
+            Env: ["PATH=usual","D=/data"]
+            Volumes: {"/a":{},"/b c":{},"/data":{}}
+            WorkingDir: /
+              ENV D=/data
+              VOLUME [/a /data]
+              VOLUME [/b c]
+            os: linux
+        "#]],
     );
 }
 
@@ -208,19 +208,19 @@ fn user_and_directory_are_kept_and_the_directory_is_made_f1_125() {
     config(
         text,
         expect![[r#"
-        architecture: amd64
-        os: linux
-        User: me:us
-        Env: ["PATH=/bin","D=app"]
-        Cmd: ["sh"]
-        WorkingDir: /
-        + base (inherited)
-          ENV D=app
-        + WORKDIR /srv
-          USER me:us
-        + WORKDIR /srv/x
-          WORKDIR /
-    "#]],
+            architecture: amd64
+            User: me:us
+            Env: ["PATH=/bin","D=app"]
+            Cmd: ["sh"]
+            WorkingDir: /
+            + base (inherited)
+              ENV D=app
+            + WORKDIR /srv
+              USER me:us
+            + WORKDIR /srv/x
+              WORKDIR /
+            os: linux
+        "#]],
     );
     graph(
         text,
@@ -240,15 +240,15 @@ fn stop_signals_are_checked_and_kept_as_written_f1_127() {
     config(
         "FROM scratch\nSTOPSIGNAL SIGRTMIN+3\nSTOPSIGNAL 9\nSTOPSIGNAL term",
         expect![[r#"
-        architecture: amd64
-        os: linux
-        Env: ["PATH=usual"]
-        WorkingDir: /
-        StopSignal: term
-          STOPSIGNAL SIGRTMIN+3
-          STOPSIGNAL 9
-          STOPSIGNAL term
-    "#]],
+            architecture: amd64
+            Env: ["PATH=usual"]
+            WorkingDir: /
+            StopSignal: term
+              STOPSIGNAL SIGRTMIN+3
+              STOPSIGNAL 9
+              STOPSIGNAL term
+            os: linux
+        "#]],
     );
 }
 
@@ -257,25 +257,25 @@ fn health_checks_are_written_as_docker_does_f1_128() {
     config(
         "FROM scratch\nHEALTHCHECK --interval=1m30s --timeout=1500ms --retries=3 CMD curl -f x",
         expect![[r#"
-        architecture: amd64
-        os: linux
-        Env: ["PATH=usual"]
-        WorkingDir: /
-        Healthcheck: {"Test":["CMD-SHELL","curl -f x"],"Interval":90000000000,"Timeout":1500000000,"Retries":3}
-          HEALTHCHECK {Test:[CMD-SHELL curl -f x] Interval:1m30s Timeout:1.5s StartPeriod:0s StartInterval:0s Retries:3}
-    "#]],
+            architecture: amd64
+            Env: ["PATH=usual"]
+            WorkingDir: /
+            Healthcheck: {"Test":["CMD-SHELL","curl -f x"],"Interval":90000000000,"Timeout":1500000000,"Retries":3}
+              HEALTHCHECK {Test:[CMD-SHELL curl -f x] Interval:1m30s Timeout:1.5s StartPeriod:0s StartInterval:0s Retries:3}
+            os: linux
+        "#]],
     );
     config(
         "FROM scratch\nHEALTHCHECK --start-period=1h --start-interval=5s CMD [\"a\",\"b\"]\nHEALTHCHECK NONE",
         expect![[r#"
-        architecture: amd64
-        os: linux
-        Env: ["PATH=usual"]
-        WorkingDir: /
-        Healthcheck: {"Test":["NONE"]}
-          HEALTHCHECK {Test:[CMD a b] Interval:0s Timeout:0s StartPeriod:1h0m0s StartInterval:5s Retries:0}
-          HEALTHCHECK {Test:[NONE] Interval:0s Timeout:0s StartPeriod:0s StartInterval:0s Retries:0}
-    "#]],
+            architecture: amd64
+            Env: ["PATH=usual"]
+            WorkingDir: /
+            Healthcheck: {"Test":["NONE"]}
+              HEALTHCHECK {Test:[CMD a b] Interval:0s Timeout:0s StartPeriod:1h0m0s StartInterval:5s Retries:0}
+              HEALTHCHECK {Test:[NONE] Interval:0s Timeout:0s StartPeriod:0s StartInterval:0s Retries:0}
+            os: linux
+        "#]],
     );
 }
 
@@ -284,17 +284,17 @@ fn the_shell_applies_to_later_lines_and_to_children_f1_129() {
     config(
         "FROM scratch AS a\nSHELL [\"/bin/bash\", \"-ec\"]\nCMD one\nFROM a\nENTRYPOINT two",
         expect![[r#"
-        architecture: amd64
-        os: linux
-        Env: ["PATH=usual"]
-        Entrypoint: ["/bin/bash","-ec","two"]
-        WorkingDir: /
-        ArgsEscaped: true
-        Shell: ["/bin/bash","-ec"]
-          SHELL [/bin/bash -ec]
-          CMD ["/bin/bash" "-ec" "one"]
-          ENTRYPOINT ["/bin/bash" "-ec" "two"]
-    "#]],
+            architecture: amd64
+            Env: ["PATH=usual"]
+            Entrypoint: ["/bin/bash","-ec","two"]
+            WorkingDir: /
+            ArgsEscaped: true
+            Shell: ["/bin/bash","-ec"]
+              SHELL [/bin/bash -ec]
+              CMD ["/bin/bash" "-ec" "one"]
+              ENTRYPOINT ["/bin/bash" "-ec" "two"]
+            os: linux
+        "#]],
     );
 }
 
@@ -303,13 +303,13 @@ fn maintainer_is_the_author_f1_130() {
     config(
         "FROM scratch\nMAINTAINER Jane <j@x>",
         expect![[r#"
-        author: Jane <j@x>
-        architecture: amd64
-        os: linux
-        Env: ["PATH=usual"]
-        WorkingDir: /
-          MAINTAINER Jane <j@x>
-    "#]],
+            architecture: amd64
+            author: Jane <j@x>
+            Env: ["PATH=usual"]
+            WorkingDir: /
+              MAINTAINER Jane <j@x>
+            os: linux
+        "#]],
     );
 }
 
@@ -319,7 +319,6 @@ fn every_instruction_leaves_a_history_item_f1_131() {
         "FROM alpine\nARG A=1\nARG B\nRUN make\nCOPY --chown=1:2 --chmod=755 a b /d/\nADD x /\nWORKDIR /w\nRUN [\"ls\", \"-l\"]\nENV A=2\nRUN env",
         expect![[r#"
             architecture: amd64
-            os: linux
             Env: ["PATH=/bin","A=2"]
             Cmd: ["sh"]
             WorkingDir: /w
@@ -333,6 +332,7 @@ fn every_instruction_leaves_a_history_item_f1_131() {
             + RUN |2 A=1 B= ls -l # buildkit
               ENV A=2
             + RUN |2 A=2 B= /bin/sh -c env # buildkit
+            os: linux
         "#]],
     );
 }
@@ -343,28 +343,28 @@ fn the_epoch_is_in_the_history_and_in_new_directories_f1_045_f1_131() {
         "FROM alpine\nWORKDIR /w\nUSER a",
         |case| case.request.source_date_epoch = Some(1_700_000_000),
         expect![[r#"
-        architecture: amd64
-        os: linux
-        User: a
-        Env: ["PATH=/bin"]
-        Cmd: ["sh"]
-        WorkingDir: /w
-        + base (inherited)
-        + WORKDIR /w 2023-11-14T22:13:20Z
-          USER a 2023-11-14T22:13:20Z
-    "#]],
+            architecture: amd64
+            User: a
+            Env: ["PATH=/bin"]
+            Cmd: ["sh"]
+            WorkingDir: /w
+            + base (inherited)
+            + WORKDIR /w 2023-11-14T22:13:20Z
+              USER a 2023-11-14T22:13:20Z
+            os: linux
+        "#]],
     );
     config(
         "ARG SOURCE_DATE_EPOCH=60\nFROM scratch\nARG SOURCE_DATE_EPOCH\nUSER a",
         expect![[r#"
-        architecture: amd64
-        os: linux
-        User: a
-        Env: ["PATH=usual"]
-        WorkingDir: /
-          ARG SOURCE_DATE_EPOCH=60 1970-01-01T00:01:00Z
-          USER a 1970-01-01T00:01:00Z
-    "#]],
+            architecture: amd64
+            User: a
+            Env: ["PATH=usual"]
+            WorkingDir: /
+              ARG SOURCE_DATE_EPOCH=60 1970-01-01T00:01:00Z
+              USER a 1970-01-01T00:01:00Z
+            os: linux
+        "#]],
     );
 }
 
@@ -374,13 +374,13 @@ fn the_epoch_can_be_switched_off_f1_045() {
         "FROM scratch\nUSER a",
         |case| case.arg("SOURCE_DATE_EPOCH", ""),
         expect![[r#"
-        architecture: amd64
-        os: linux
-        User: a
-        Env: ["PATH=usual"]
-        WorkingDir: /
-          USER a
-    "#]],
+            architecture: amd64
+            User: a
+            Env: ["PATH=usual"]
+            WorkingDir: /
+              USER a
+            os: linux
+        "#]],
     );
 }
 
@@ -389,11 +389,11 @@ fn triggers_are_stored_f1_126() {
     config(
         "FROM scratch\nONBUILD RUN make\nONBUILD COPY . /src",
         expect![[r#"
-        architecture: amd64
-        os: linux
-        Env: ["PATH=usual"]
-        WorkingDir: /
-        OnBuild: ["RUN make","COPY . /src"]
-    "#]],
+            architecture: amd64
+            Env: ["PATH=usual"]
+            WorkingDir: /
+            OnBuild: ["RUN make","COPY . /src"]
+            os: linux
+        "#]],
     );
 }

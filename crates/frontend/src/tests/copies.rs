@@ -202,12 +202,12 @@ fn parents_are_kept_from_the_pivot_on_f1_099() {
     config(
         "FROM scratch\nCOPY --parents a/b /dest/",
         expect![[r#"
-        architecture: amd64
-        os: linux
-        Env: ["PATH=usual"]
-        WorkingDir: /
-        + COPY --parents a/b /dest/ # buildkit
-    "#]],
+            architecture: amd64
+            Env: ["PATH=usual"]
+            WorkingDir: /
+            + COPY --parents a/b /dest/ # buildkit
+            os: linux
+        "#]],
     );
 }
 
@@ -248,13 +248,13 @@ fn files_given_inline_are_made_and_copied_f1_090() {
     config(
         text,
         expect![[r#"
-        architecture: amd64
-        os: linux
-        Env: ["PATH=usual","V=val"]
-        WorkingDir: /
-          ENV V=val
-        + COPY a <<one <<two /d/ # buildkit
-    "#]],
+            architecture: amd64
+            Env: ["PATH=usual","V=val"]
+            WorkingDir: /
+              ENV V=val
+            + COPY a <<one <<two /d/ # buildkit
+            os: linux
+        "#]],
     );
 }
 

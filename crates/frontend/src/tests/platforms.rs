@@ -49,23 +49,23 @@ fn the_config_says_the_platform_asked_for_f1_053() {
         "FROM --platform=linux/amd64 alpine",
         |case| case.request.platforms = vec![platform("linux/arm64")],
         expect![[r#"
-        architecture: arm64
-        os: linux
-        Env: ["PATH=/bin"]
-        Cmd: ["sh"]
-        + base (inherited)
-    "#]],
+            architecture: arm64
+            Env: ["PATH=/bin"]
+            Cmd: ["sh"]
+            + base (inherited)
+            os: linux
+        "#]],
     );
     config_of(
         "FROM scratch",
         |case| case.request.platforms = vec![platform("linux/arm/v6")],
         expect![[r#"
-        architecture: arm
-        variant: v6
-        os: linux
-        Env: ["PATH=usual"]
-        WorkingDir: /
-    "#]],
+            architecture: arm
+            Env: ["PATH=usual"]
+            WorkingDir: /
+            os: linux
+            variant: v6
+        "#]],
     );
 }
 
@@ -75,14 +75,14 @@ fn without_a_platform_the_base_decides_what_the_config_says_f1_053() {
         "FROM --platform=linux/arm64 alpine\nUSER x",
         |_| {},
         expect![[r#"
-        architecture: arm64
-        os: linux
-        User: x
-        Env: ["PATH=/bin"]
-        Cmd: ["sh"]
-        + base (inherited)
-          USER x
-    "#]],
+            architecture: arm64
+            User: x
+            Env: ["PATH=/bin"]
+            Cmd: ["sh"]
+            + base (inherited)
+              USER x
+            os: linux
+        "#]],
     );
 }
 
@@ -92,13 +92,13 @@ fn scratch_is_for_the_target_whatever_its_flag_says_f1_053() {
         "FROM --platform=linux/s390x scratch\nUSER x",
         |_| {},
         expect![[r#"
-        architecture: amd64
-        os: linux
-        User: x
-        Env: ["PATH=usual"]
-        WorkingDir: /
-          USER x
-    "#]],
+            architecture: amd64
+            User: x
+            Env: ["PATH=usual"]
+            WorkingDir: /
+              USER x
+            os: linux
+        "#]],
     );
 }
 

@@ -62,14 +62,14 @@ fn a_heredoc_is_a_script_f1_090() {
     config(
         text,
         expect![[r#"
-        architecture: amd64
-        os: linux
-        Env: ["PATH=usual"]
-        WorkingDir: /
-        + RUN /bin/sh -c echo $A
-        echo 2
-         # buildkit
-    "#]],
+            architecture: amd64
+            Env: ["PATH=usual"]
+            WorkingDir: /
+            + RUN /bin/sh -c echo $A
+            echo 2
+             # buildkit
+            os: linux
+        "#]],
     );
 }
 

@@ -9,13 +9,13 @@ fn a_global_argument_is_not_visible_in_a_stage_f1_038() {
     config(
         "ARG TAG=3\nFROM alpine:$TAG\nENV SEEN=[$TAG]",
         expect![[r#"
-        architecture: amd64
-        os: linux
-        Env: ["PATH=/bin","SEEN=[]"]
-        Cmd: ["sh"]
-        + base (inherited)
-          ENV SEEN=[]
-    "#]],
+            architecture: amd64
+            Env: ["PATH=/bin","SEEN=[]"]
+            Cmd: ["sh"]
+            + base (inherited)
+              ENV SEEN=[]
+            os: linux
+        "#]],
     );
 }
 
@@ -24,13 +24,13 @@ fn a_global_argument_is_imported_by_name_f1_038() {
     config(
         "ARG TAG=3\nARG FULL=v$TAG\nFROM scratch\nARG FULL\nENV SEEN=[$FULL]",
         expect![[r#"
-        architecture: amd64
-        os: linux
-        Env: ["PATH=usual","SEEN=[v3]"]
-        WorkingDir: /
-          ARG FULL=v3
-          ENV SEEN=[v3]
-    "#]],
+            architecture: amd64
+            Env: ["PATH=usual","SEEN=[v3]"]
+            WorkingDir: /
+              ARG FULL=v3
+              ENV SEEN=[v3]
+            os: linux
+        "#]],
     );
 }
 
@@ -43,15 +43,15 @@ fn build_arguments_override_defaults_f1_038() {
             case.arg("C", "z");
         },
         expect![[r#"
-        architecture: amd64
-        os: linux
-        Env: ["PATH=usual","S=xxz"]
-        WorkingDir: /
-          ARG A=x
-          ARG B=x
-          ARG C=z
-          ENV S=xxz
-    "#]],
+            architecture: amd64
+            Env: ["PATH=usual","S=xxz"]
+            WorkingDir: /
+              ARG A=x
+              ARG B=x
+              ARG C=z
+              ENV S=xxz
+            os: linux
+        "#]],
     );
 }
 
@@ -60,15 +60,15 @@ fn an_argument_is_visible_from_its_line_on_and_in_children_f1_039() {
     config(
         "FROM scratch AS a\nENV ONE=[$X]\nARG X=1 Y=$X\nENV TWO=[$X$Y]\nFROM a\nENV THREE=[$X]\nFROM a\nENV FOUR=[$X]",
         expect![[r#"
-        architecture: amd64
-        os: linux
-        Env: ["PATH=usual","ONE=[]","TWO=[11]","FOUR=[1]"]
-        WorkingDir: /
-          ENV ONE=[]
-          ARG X=1 Y=1
-          ENV TWO=[11]
-          ENV FOUR=[1]
-    "#]],
+            architecture: amd64
+            Env: ["PATH=usual","ONE=[]","TWO=[11]","FOUR=[1]"]
+            WorkingDir: /
+              ENV ONE=[]
+              ARG X=1 Y=1
+              ENV TWO=[11]
+              ENV FOUR=[1]
+            os: linux
+        "#]],
     );
 }
 
@@ -90,15 +90,15 @@ fn env_wins_over_a_later_argument_in_the_image_and_arguments_do_not_persist_f1_0
     config(
         "FROM alpine\nENV V=env\nARG V=arg W=w\nRUN echo",
         expect![[r#"
-        architecture: amd64
-        os: linux
-        Env: ["PATH=/bin","V=env"]
-        Cmd: ["sh"]
-        + base (inherited)
-          ENV V=env
-          ARG V=arg W=w
-        + RUN |2 V=arg W=w /bin/sh -c echo # buildkit
-    "#]],
+            architecture: amd64
+            Env: ["PATH=/bin","V=env"]
+            Cmd: ["sh"]
+            + base (inherited)
+              ENV V=env
+              ARG V=arg W=w
+            + RUN |2 V=arg W=w /bin/sh -c echo # buildkit
+            os: linux
+        "#]],
     );
 }
 
@@ -140,13 +140,13 @@ fn proxies_reach_the_process_outside_of_environment_and_history_f1_041() {
         "FROM alpine\nRUN one",
         setup,
         expect![[r#"
-        architecture: amd64
-        os: linux
-        Env: ["PATH=/bin"]
-        Cmd: ["sh"]
-        + base (inherited)
-        + RUN /bin/sh -c one # buildkit
-    "#]],
+            architecture: amd64
+            Env: ["PATH=/bin"]
+            Cmd: ["sh"]
+            + base (inherited)
+            + RUN /bin/sh -c one # buildkit
+            os: linux
+        "#]],
     );
 }
 
@@ -172,24 +172,24 @@ fn platform_arguments_exist_globally_and_are_imported_f1_042() {
         |case| case.request.platforms = vec![super::platform("linux/arm/v7")],
         expect![[r#"
             architecture: arm
-            variant: v7
-            os: linux
             Env: ["PATH=usual"]
             WorkingDir: /
               ARG TARGETPLATFORM=linux/arm/v7 TARGETOS=linux TARGETARCH=arm TARGETVARIANT=v7 TARGETOSVERSION= TARGETSTAGE=web
               ARG BUILDPLATFORM=linux/amd64 BUILDOS=linux BUILDARCH=amd64 BUILDVARIANT= BUILDOSVERSION=
+            os: linux
+            variant: v7
         "#]],
     );
     config(
         "FROM scratch\nARG TARGETSTAGE\nARG TARGETARCH=other",
         expect![[r#"
-        architecture: amd64
-        os: linux
-        Env: ["PATH=usual"]
-        WorkingDir: /
-          ARG TARGETSTAGE=default
-          ARG TARGETARCH=other
-    "#]],
+            architecture: amd64
+            Env: ["PATH=usual"]
+            WorkingDir: /
+              ARG TARGETSTAGE=default
+              ARG TARGETARCH=other
+            os: linux
+        "#]],
     );
 }
 
@@ -199,12 +199,12 @@ fn platform_arguments_can_be_overridden_f1_042() {
         "FROM scratch\nARG TARGETARCH",
         |case| case.arg("TARGETARCH", "mips"),
         expect![[r#"
-        architecture: amd64
-        os: linux
-        Env: ["PATH=usual"]
-        WorkingDir: /
-          ARG TARGETARCH=mips
-    "#]],
+            architecture: amd64
+            Env: ["PATH=usual"]
+            WorkingDir: /
+              ARG TARGETARCH=mips
+            os: linux
+        "#]],
     );
 }
 
@@ -218,13 +218,13 @@ fn a_build_argument_that_nothing_declares_is_warned_of_f1_043() {
             }
         },
         expect![[r#"
-        architecture: amd64
-        os: linux
-        Env: ["PATH=usual"]
-        WorkingDir: /
-          ARG VERSION
-        warning[unconsumed-build-arg]: build argument `VERSOIN` is not declared by any ARG that the target needs
-    "#]],
+            architecture: amd64
+            Env: ["PATH=usual"]
+            WorkingDir: /
+              ARG VERSION
+            os: linux
+            warning[unconsumed-build-arg]: build argument `VERSOIN` is not declared by any ARG that the target needs
+        "#]],
     );
 }
 
@@ -274,12 +274,12 @@ fn defaults_alternatives_and_replacements_work_f1_031_to_f1_036() {
     config(
         "FROM scratch\nENV v=foo.tar.gz e=\nENV a=${e:-w} b=${e-w} c=${v:+w} d=${u+w} f=${v%.*} g=${v##*.} h=${v/o/0} i=${v//o/0} j='$v' k=\\$v l=\"$v x\"",
         expect![[r#"
-        architecture: amd64
-        os: linux
-        Env: ["PATH=usual","v=foo.tar.gz","e=","a=w","b=","c=w","d=","f=foo.tar","g=gz","h=f0o.tar.gz","i=f00.tar.gz","j=$v","k=$v","l=foo.tar.gz x"]
-        WorkingDir: /
-          ENV v=foo.tar.gz e=
-          ENV a=w b= c=w d= f=foo.tar g=gz h=f0o.tar.gz i=f00.tar.gz j=$v k=$v l=foo.tar.gz x
-    "#]],
+            architecture: amd64
+            Env: ["PATH=usual","v=foo.tar.gz","e=","a=w","b=","c=w","d=","f=foo.tar","g=gz","h=f0o.tar.gz","i=f00.tar.gz","j=$v","k=$v","l=foo.tar.gz x"]
+            WorkingDir: /
+              ENV v=foo.tar.gz e=
+              ENV a=w b= c=w d= f=foo.tar g=gz h=f0o.tar.gz i=f00.tar.gz j=$v k=$v l=foo.tar.gz x
+            os: linux
+        "#]],
     );
 }

@@ -83,7 +83,7 @@ pub(crate) struct Flags {
     /// Size of /dev/shm, for example 128m
     #[arg(long, value_name = "BYTES", value_parser = byte_size, help_heading = "RUN")]
     pub(crate) shm_size: Option<u64>,
-    /// Limit every RUN: memory=, memory-swap=, cpu-shares=, cpu-period=, cpu-quota=, cpuset-cpus=, cpuset-mems=
+    /// Limit every RUN: memory=, cpu-quota=, cpu-period= (the others of buildx are refused)
     #[arg(long, value_name = "LIMIT=VALUE,…", help_heading = "RUN")]
     pub(crate) resource: Vec<String>,
     /// Parent of the control groups
