@@ -93,9 +93,10 @@ impl Engine {
         fs::create_dir(dir.path().join("home"))?;
         fs::create_dir(dir.path().join("work"))?;
         fs::create_dir(dir.path().join("tmp"))?;
+        // By a process of its own: a descriptor for writing that this one had open could be inherited by a process that
+        // another test starts just then, and "text file busy" be the answer when the copy is executed.
         let copy = dir.path().join("build-engine");
-        fs::copy(&binary, &copy)?;
-        fs::set_permissions(&copy, fs::Permissions::from_mode(0o755))?;
+        output(Command::new("install").args(["-m", "755"]).arg(&binary).arg(&copy))?;
         let root = dir.path().join("home/store");
         let engine = Engine { dir, ids, root };
         for name in ["home", "work", "tmp"] {

@@ -9,6 +9,7 @@
 //! their names.
 
 use std::fs;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
@@ -150,9 +151,10 @@ fn oracle(case: &Case) -> Result<Outcome> {
         Outcome::Image(report) => json!({ "image": report }),
         Outcome::Failed(message) => json!({ "failed": message }),
     };
-    let part = kept.with_extension(format!("part{}", std::process::id()));
-    fs::write(&part, serde_json::to_vec_pretty(&document)?)?;
-    fs::rename(&part, &kept)?;
+    // Root's and the user's trial of one case may both get here.
+    let mut part = tempfile::NamedTempFile::new_in(cache_dir("oracle")?)?;
+    part.write_all(&serde_json::to_vec_pretty(&document)?)?;
+    part.persist(&kept)?;
     Ok(outcome)
 }
 

@@ -11,7 +11,7 @@ use build_engine_testkit::peers::output;
 use crate::Bench;
 
 /// The processes with `marker` among their arguments, or started from the engine's own binary (a memfd copy of it too).
-fn processes(marker: &str, binary: &str) -> Vec<String> {
+fn processes(marker: Option<&str>, binary: Option<&str>) -> Vec<String> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc").unwrap().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
@@ -21,7 +21,8 @@ fn processes(marker: &str, binary: &str) -> Vec<String> {
         let command = fs::read(entry.path().join("cmdline")).unwrap_or_default();
         let command = String::from_utf8_lossy(&command).replace('\0', " ");
         let executable = fs::read_link(entry.path().join("exe")).unwrap_or_default();
-        if command.contains(marker) || executable.to_string_lossy().contains(binary) {
+        let is_marked = marker.is_some_and(|marker| command.contains(marker));
+        if is_marked || binary.is_some_and(|binary| executable.to_string_lossy().contains(binary)) {
             found.push(format!("{name}: {command}"));
         }
     }
@@ -47,9 +48,9 @@ fn signal(child: &Child, name: &str) {
     output(Command::new("kill").args(["-s", name, &child.id().to_string()])).unwrap();
 }
 
-fn nothing_is_left(bench: &Bench, marker: &str) {
+fn nothing_is_left(bench: &Bench, marker: Option<&str>) {
     let home = bench.engine.work().parent().unwrap().to_string_lossy().into_owned();
-    wait_until("every process is gone", Duration::from_secs(3), || processes(marker, &home).is_empty());
+    wait_until("every process is gone", Duration::from_secs(3), || processes(marker, Some(&home)).is_empty());
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
     assert!(!mounts.contains(&home), "a mount is left:\n{mounts}");
     let left: Vec<_> = fs::read_dir(bench.engine.tmp()).unwrap().map(|entry| entry.unwrap().path()).collect();
@@ -68,13 +69,13 @@ fn interrupt(who: Who, signal_name: &str, code: i32) {
     let mut child = start(&bench, &format!("FROM base\nCOPY file /\nRUN sleep {marker}\n"));
     wait_until("the step runs", Duration::from_secs(30), || {
         assert!(child.try_wait().unwrap().is_none(), "the build ended before its step ran");
-        processes(&format!("sleep {marker} "), "\n").iter().any(|line| !line.contains("build-engine"))
+        processes(Some(&format!("sleep {marker} ")), None).iter().any(|line| !line.contains("build-engine"))
     });
     signal(&child, signal_name);
     let took = wait_until("the build ends", Duration::from_secs(10), || child.try_wait().unwrap().is_some());
     assert!(took < Duration::from_secs(2), "it took {took:?}");
     assert_eq!(child.wait().unwrap().code(), Some(code));
-    nothing_is_left(&bench, &marker);
+    nothing_is_left(&bench, Some(&marker));
     bench.verify_store();
     bench.image("next", &[("Dockerfile", "FROM base\nRUN echo next > /next\n")], &[]);
 }
@@ -118,7 +119,7 @@ fn interrupt_anywhere(who: Who) {
         let code = child.wait().unwrap().code();
         // Without a code it was interrupted before it could catch the signal.
         assert!(matches!(code, Some(0 | 130) | None), "{code:?}");
-        nothing_is_left(&bench, "\n");
+        nothing_is_left(&bench, None);
     }
 }
 
@@ -145,7 +146,7 @@ fn kill(child: &mut Child, victim: Victim, home: &str) {
     match victim {
         Victim::Face => drop(child.kill()),
         Victim::Worker => {
-            let workers = processes("\n", home).into_iter().filter(|line| line.contains("--build-engine-worker"));
+            let workers = processes(None, Some(home)).into_iter().filter(|line| line.contains("--build-engine-worker"));
             let worker = workers.filter_map(|line| line.split(':').next()?.parse::<u32>().ok()).max();
             // Without one it has not begun, or has ended already.
             if let Some(worker) = worker {
@@ -179,7 +180,7 @@ fn kill_anywhere(who: Who, victim: Victim) {
             Victim::Worker => assert!(matches!(code, Some(0 | 7 | 8)), "{code:?}"),
         }
     }
-    wait_until("every process is gone", Duration::from_secs(3), || processes("\n", &home).is_empty());
+    wait_until("every process is gone", Duration::from_secs(3), || processes(None, Some(&home)).is_empty());
     bench.verify_store();
     for attempt in [0, 6, 12] {
         bench.image("next", &[("Dockerfile", &dockerfile(attempt)), ("file", "x")], &[]);
