@@ -46,6 +46,9 @@ pub(super) fn unsupported(request: &BuildRequest) -> Vec<Unsupported> {
     for attestation in &request.attestations {
         refuse("--attest", &format!("attestations of type `{}` are not made yet", attestation.kind));
     }
+    if is_on(request, "BUILDKIT_INLINE_CACHE") {
+        refuse("--build-arg", "`BUILDKIT_INLINE_CACHE`: the cache cannot be written into images yet");
+    }
     for (name, source) in &request.named_contexts {
         if let ContextSource::Other { url } = source {
             refuse(
@@ -78,6 +81,29 @@ pub(super) fn unsupported(request: &BuildRequest) -> Vec<Unsupported> {
         }
     }
     found
+}
+
+/// Whether a build argument that is a setting is switched on, in one of Go's spellings.
+pub(super) fn is_on(request: &BuildRequest, setting: &str) -> bool {
+    request
+        .build_args
+        .get(setting)
+        .is_some_and(|value| matches!(value.as_str(), "1" | "t" | "T" | "true" | "TRUE" | "True"))
+}
+
+/// Says that warnings cannot fail the build, where the Dockerfile or the request wants that.
+fn check_note(request: &BuildRequest) -> Option<Warning> {
+    let asks = |value: &str| value.split(';').any(|part| part.trim().replace(' ', "") == "error=true");
+    let by_argument = request.build_args.get("BUILDKIT_DOCKERFILE_CHECK").is_some_and(|value| asks(value));
+    // Looked for first, since the text is parsed again only for this.
+    let by_directive = || {
+        request.dockerfile.contains("check") && {
+            let (syntax, _) = build_engine_dockerfile::parse_syntax(&request.dockerfile);
+            syntax.directives.iter().any(|directive| directive.name == "check" && asks(&directive.value.value))
+        }
+    };
+    (by_argument || by_directive())
+        .then(|| note_warning("`check=error=true` has no effect yet: this version has no build checks that could fail"))
 }
 
 impl Engine {
@@ -118,6 +144,9 @@ impl Engine {
         }
         if let Some(frontend) = syntax::requested(&request)? {
             Work::start(&sink, &format!("[internal] {frontend} is built in")).done(Ok::<(), &String>(()));
+        }
+        if let Some(note) = check_note(&request) {
+            sink.emit(Event::Warning(note));
         }
         for note in &self.notes {
             sink.emit(Event::Warning(note_warning(note)));
@@ -646,5 +675,47 @@ fn place_of(wanted: &Digest, lowered: &Lowered) -> Option<Place> {
 impl From<StepError> for BuildError {
     fn from(error: StepError) -> Self {
         step_error(error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(dockerfile: &str, args: &[(&str, &str)]) -> BuildRequest {
+        let mut request = crate::request::empty("test");
+        request.dockerfile = dockerfile.to_owned();
+        request.build_args = args.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        request
+    }
+
+    /// F1-044: what would be ignored is refused.
+    #[test]
+    fn settings_that_cannot_be_followed_are_refused_by_name() {
+        let refused = |args: &[(&str, &str)]| unsupported(&request("", args)).len();
+        assert_eq!(refused(&[("BUILDKIT_INLINE_CACHE", "1")]), 1);
+        assert_eq!(refused(&[("BUILDKIT_INLINE_CACHE", "0")]), 0);
+        assert_eq!(refused(&[("BUILDKIT_MULTI_PLATFORM", "true"), ("BUILDKIT_SANDBOX_HOSTNAME", "x")]), 0);
+    }
+
+    /// F1-008, until the checks exist.
+    #[test]
+    fn a_wish_that_checks_fail_the_build_is_answered() {
+        for (dockerfile, args, expected) in [
+            ("# check=error=true\nFROM scratch", &[][..], true),
+            ("# check=skip=all; error=true\nFROM scratch", &[], true),
+            ("# check=skip=all\nFROM scratch", &[], false),
+            ("FROM scratch\n# check=error=true", &[], false),
+            ("FROM scratch", &[("BUILDKIT_DOCKERFILE_CHECK", "error=true")], true),
+        ] {
+            assert_eq!(check_note(&request(dockerfile, args)).is_some(), expected, "{dockerfile:?}");
+        }
+    }
+
+    #[test]
+    fn one_platform_runs_by_itself_and_another_needs_its_emulator() {
+        assert!(can_run(&Platform::host()));
+        assert!(!can_run(&Platform::new("windows", "amd64")));
+        assert!(!can_run(&Platform::new("linux", "no-such-machine")));
     }
 }

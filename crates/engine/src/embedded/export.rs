@@ -15,7 +15,7 @@ use build_engine_store::layer::{self, compress};
 use build_engine_store::{Lease, Snapshot, Store};
 use futures::future::try_join_all;
 
-use super::build::blocking;
+use super::build::{blocking, is_on};
 use super::events::Work;
 use super::files;
 use super::ops::{Parts, StepError};
@@ -177,8 +177,8 @@ impl Export<'_> {
             image.platforms.push(platform);
             manifests.push(descriptor);
         }
-        let wants_index =
-            request.annotations.iter().any(|annotation| annotation.targets.contains(&AnnotationTarget::Index));
+        let wants_index = is_on(request, "BUILDKIT_MULTI_PLATFORM")
+            || request.annotations.iter().any(|annotation| annotation.targets.contains(&AnnotationTarget::Index));
         image.root = match &manifests[..] {
             [only] if !wants_index => only.clone(),
             _ => {
