@@ -65,6 +65,8 @@ struct Place {
 #[derive(Debug, Default)]
 pub(crate) struct Group {
     directories: Vec<(PathBuf, Place)>,
+    /// Parents that did not exist before, outermost first.
+    parents: Vec<PathBuf>,
 }
 
 impl Group {
@@ -78,7 +80,7 @@ impl Group {
         let name = format!("{prefix}{:016x}", u64::from_le_bytes(random));
         let mut group = Self::default();
         for place in places() {
-            let Some(base) = below(&place.directory, parent) else {
+            let Some(base) = below(&place.directory, parent, &mut group.parents) else {
                 notes.push(format!("control group parent {parent:?} is not usable"));
                 continue;
             };
@@ -161,6 +163,10 @@ impl Group {
                 }
             }
         }
+        // One that another step uses by now is not empty, and stays for it.
+        for parent in self.parents.drain(..).rev() {
+            let _ = fs::remove_dir(parent);
+        }
     }
 }
 
@@ -181,18 +187,18 @@ pub(crate) fn sweep(prefix: &str) {
     }
 }
 
-/// `parent` below `place`, made if needed. No component may leave the place.
-fn below(place: &Path, parent: &str) -> Option<PathBuf> {
+/// `parent` below `place`, made if needed and then added to `made`. No component may leave the place.
+fn below(place: &Path, parent: &str, made: &mut Vec<PathBuf>) -> Option<PathBuf> {
     let mut path = place.to_owned();
     for component in parent.split('/').filter(|c| !c.is_empty()) {
         if component == "." || component == ".." {
             return None;
         }
         path.push(component);
-        if let Err(e) = fs::create_dir(&path)
-            && e.kind() != io::ErrorKind::AlreadyExists
-        {
-            return None;
+        match fs::create_dir(&path) {
+            Ok(()) => made.push(path.clone()),
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(_) => return None,
         }
     }
     Some(path)

@@ -837,6 +837,13 @@ const CASES: &[Case] = &[
             );
         }
     }),
+    ("a_parent_of_control_groups_that_was_made_goes_with_the_step", |lab| {
+        let name = format!("parent-of-{}", std::process::id());
+        let spec = StepSpec { cgroup_parent: format!("{name}/inner"), ..spec("true") };
+        assert_eq!(lab.run(&spec).ok(), "");
+        let found = std::process::Command::new("find").args(["/sys/fs/cgroup", "-name", &name]).output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&found.stdout), "");
+    }),
     ("insecure_steps_have_all_capabilities_of_their_namespace", |lab| {
         let spec = StepSpec {
             confinement: Confinement::insecure(),

@@ -76,8 +76,13 @@ fn describe(output: &Output) -> &'static str {
 impl Export<'_> {
     /// Does what the request's outputs say, one after the other.
     pub(super) async fn run(&self, sink: &Arc<dyn EventSink>) -> Result<Outcome, BuildError> {
-        let default = [Output::Image { names: Vec::new(), options: ImageOptions::default() }];
-        let outputs = if self.request.outputs.is_empty() { &default[..] } else { &self.request.outputs[..] };
+        let default = if self.request.tags.is_empty() {
+            Output::CacheOnly
+        } else {
+            Output::Image { names: Vec::new(), options: ImageOptions::default() }
+        };
+        let outputs =
+            if self.request.outputs.is_empty() { std::slice::from_ref(&default) } else { &self.request.outputs[..] };
         let mut outcome = Outcome {
             build_id: self.request.build_id.clone(),
             image: None,
