@@ -1,37 +1,35 @@
-//! Compares the engine with BuildKit and buildah, on workloads that it makes itself.
+//! Compares the engine with BuildKit, buildah and skopeo, on workloads that it makes itself.
 //!
 //! `make bench` runs it. All builders run in one go and in turns (A B C A B C …), so that a busy machine slows all of them
-//! alike. Wall time is that of the command; CPU seconds are those of the command with its children, and of the daemon where
-//! there is one.
+//! alike. What a measurement is says [`sample`]; builds are in [`workload`], images to and from a registry in [`transfer`].
 
+mod sample;
 mod table;
+mod transfer;
 mod workload;
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 use build_engine_testkit::fixtures;
 use build_engine_testkit::peers::{Peers, output};
 
+use crate::sample::Sample;
 use crate::table::Row;
 use crate::workload::Workload;
 
 /// The builders, in the order of the table.
 const BUILDERS: &[&str] = &["build-engine", "docker buildx (BuildKit)", "buildah"];
-
-/// One measurement.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Sample {
-    wall: Duration,
-    cpu: Duration,
-}
+/// How often a build is measured.
+const BUILDS: usize = 7;
+/// How often an image is moved; each time takes many seconds.
+const TRANSFERS: usize = 3;
 
 struct Options {
     binary: PathBuf,
     write: Option<PathBuf>,
-    repetitions: usize,
+    repetitions: Option<usize>,
     only: Option<String>,
 }
 
@@ -42,16 +40,23 @@ fn main() -> Result<()> {
     let base = fixtures::busybox()?;
     let dir = tempfile::Builder::new().prefix("build-engine-bench-").tempdir()?;
     let builders = Builders::new(&options.binary, peers, base, dir.path())?;
+    let only = options.only.as_deref();
     let mut rows = Vec::new();
     for workload in workload::all() {
-        if options.only.as_deref().is_some_and(|only| only != workload.id) {
+        if only.is_some_and(|only| only != workload.id) {
             continue;
         }
         eprintln!("{}: {}", workload.id, workload.title);
-        let samples = measure(&builders, &workload, &dir.path().join(workload.id), options.repetitions)?;
+        let samples =
+            measure(&builders, &workload, &dir.path().join(workload.id), options.repetitions.unwrap_or(BUILDS))?;
         rows.push(Row { id: workload.id, title: workload.title, samples });
     }
-    let text = table::render(&rows, BUILDERS, &builders.versions()?);
+    let mut transfers = Vec::new();
+    if transfer::is_wanted(only) {
+        let (Builders { binary, peers, base, .. }, dir) = (&builders, dir.path().join("transfers"));
+        transfers = transfer::rows(binary, peers, base, &dir, options.repetitions.unwrap_or(TRANSFERS), only)?;
+    }
+    let text = table::render(&rows, &transfers, &builders.versions()?);
     print!("{text}");
     if let Some(path) = options.write {
         std::fs::write(&path, text).with_context(|| format!("cannot write `{}`", path.display()))?;
@@ -61,14 +66,14 @@ fn main() -> Result<()> {
 
 fn options() -> Result<Options> {
     let mut options =
-        Options { binary: PathBuf::from("target/release/build-engine"), write: None, repetitions: 7, only: None };
+        Options { binary: PathBuf::from("target/release/build-engine"), write: None, repetitions: None, only: None };
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
         let mut value = || args.next().with_context(|| format!("`{arg}` takes a value"));
         match arg.as_str() {
             "--binary" => options.binary = PathBuf::from(value()?),
             "--write" => options.write = Some(PathBuf::from(value()?)),
-            "--repetitions" => options.repetitions = value()?.parse()?,
+            "--repetitions" => options.repetitions = Some(value()?.parse()?),
             "--only" => options.only = Some(value()?),
             other => bail!("unknown option `{other}`: --binary, --write, --repetitions, --only"),
         }
@@ -154,67 +159,19 @@ impl Builders {
             }
         };
         let daemon = if index == 1 { self.daemon } else { None };
-        let before = (cpu_of_children()?, daemon.map_or(Ok(Duration::ZERO), cpu_of_tree)?);
-        let start = Instant::now();
-        let result = command.stdin(Stdio::null()).output()?;
-        let wall = start.elapsed();
-        if !result.status.success() {
-            bail!("{}", String::from_utf8_lossy(&result.stderr));
-        }
-        let after = (cpu_of_children()?, daemon.map_or(Ok(Duration::ZERO), cpu_of_tree)?);
-        Ok(Sample { wall, cpu: after.0.saturating_sub(before.0) + after.1.saturating_sub(before.1) })
+        Sample::of(&mut command, daemon)
     }
 
     fn versions(&self) -> Result<String> {
         let docker = self.peers.docker_version()?;
         let buildah = output(self.peers.containers_tool("buildah").arg("--version"))?;
+        let skopeo = output(self.peers.command("skopeo").arg("--version"))?;
+        let (docker, buildah, skopeo) = (docker.trim(), buildah.trim(), skopeo.trim());
         let processors = std::thread::available_parallelism()?;
-        Ok(format!("Docker {}, {}, on {processors} processors, Linux {}", docker.trim(), buildah.trim(), kernel()?))
+        Ok(format!("Docker {docker}, {buildah}, {skopeo}, on {processors} processors, Linux {}", kernel()?))
     }
 }
 
 fn kernel() -> Result<String> {
     Ok(std::fs::read_to_string("/proc/sys/kernel/osrelease")?.trim().to_owned())
-}
-
-/// The fields of `/proc/PID/stat` after the name, which may have spaces.
-fn stat(pid: &str) -> Result<Vec<u64>> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    let rest = text.rsplit_once(") ").context("a stat line has a name")?.1;
-    Ok(rest.split(' ').map(|field| field.trim().parse().unwrap_or(0)).collect())
-}
-
-fn ticks(count: u64) -> Duration {
-    // The kernel's USER_HZ is 100 on every architecture that we build for.
-    Duration::from_millis(count * 10)
-}
-
-/// The CPU time of all children of this process that have ended, theirs included.
-fn cpu_of_children() -> Result<Duration> {
-    let stat = stat("self")?;
-    Ok(ticks(stat[13] + stat[14]))
-}
-
-/// The CPU time of a daemon and of what it has running and has waited for.
-fn cpu_of_tree(root: u32) -> Result<Duration> {
-    let mut total = 0;
-    let mut wanted = vec![u64::from(root)];
-    let processes: Vec<(u64, Vec<u64>)> = std::fs::read_dir("/proc")?
-        .flatten()
-        .filter_map(|entry| {
-            let name = entry.file_name().to_string_lossy().into_owned();
-            Some((name.parse().ok()?, stat(&name).ok()?))
-        })
-        .collect();
-    while let Some(pid) = wanted.pop() {
-        for (child, stat) in &processes {
-            if *child == pid {
-                total += stat[11] + stat[12] + stat[13] + stat[14];
-            }
-            if stat[1] == pid {
-                wanted.push(*child);
-            }
-        }
-    }
-    Ok(ticks(total))
 }

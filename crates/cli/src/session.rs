@@ -42,7 +42,8 @@ where
     F: Future<Output = Result<T, BuildError>>,
 {
     // On the main thread, before there is a runtime: the worker's life hangs on the thread that starts it.
-    let engine = Embedded::start(StoreOptions { root: settings.root.clone(), user_namespace })?;
+    let options = StoreOptions { root: settings.root.clone(), user_namespace, registries: settings.registries.clone() };
+    let engine = Embedded::start(options, settings.auth.clone())?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

@@ -2,11 +2,12 @@
 //!
 //! This is the only place of the project that reads the environment; it reads the variables that it names and no others.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use build_engine_engine::{ExitKind, Report};
+use build_engine_engine::{AuthFiles, ExitKind, NetworkLimits, Proxies, RegistryHost, RegistrySettings, Report};
 use serde::Deserialize;
 
 use crate::errors::{Failure, Style};
@@ -27,6 +28,10 @@ pub(crate) struct Settings {
     pub(crate) terminal: bool,
     /// Whether developers are listening (`--debug`).
     pub(crate) debug: bool,
+    /// How registries are spoken to.
+    pub(crate) registries: RegistrySettings,
+    /// Where credentials for them stand.
+    pub(crate) auth: AuthFiles,
 }
 
 /// The value of `--progress`.
@@ -72,6 +77,10 @@ impl FromStr for ProgressChoice {
 struct File {
     root: Option<PathBuf>,
     progress: Option<String>,
+    #[serde(default)]
+    registries: BTreeMap<String, RegistryHost>,
+    #[serde(default)]
+    network: NetworkLimits,
 }
 
 /// Flags that every command has.
@@ -80,6 +89,9 @@ pub(crate) struct GlobalFlags {
     /// Directory of the store [env: BUILD_ENGINE_ROOT]
     #[arg(long, global = true, value_name = "DIR", help_heading = "Global options")]
     pub(crate) root: Option<PathBuf>,
+    /// Do not verify the certificate of this registry; speak plain HTTP if it does not speak TLS
+    #[arg(long, global = true, value_name = "HOST[:PORT]", help_heading = "Global options")]
+    pub(crate) insecure_registry: Vec<String>,
     /// Write what developers want to know to standard error
     #[arg(short = 'D', long, global = true, help_heading = "Global options")]
     pub(crate) debug: bool,
@@ -106,7 +118,16 @@ impl Settings {
         let terminal =
             rustix::termios::isatty(rustix::stdio::stderr()) && set(env, "TERM").is_none_or(|term| term != "dumb");
         let colour = terminal && set(env, "NO_COLOR").is_none();
-        Ok(Self { root, progress, colour, terminal, debug: flags.debug })
+        let mut registries = RegistrySettings {
+            hosts: file.registries,
+            proxies: proxies(env),
+            ca_bundle: set(env, "SSL_CERT_FILE").map(PathBuf::from),
+            limits: file.network,
+        };
+        for host in &flags.insecure_registry {
+            registries.hosts.entry(host.clone()).or_default().insecure = true;
+        }
+        Ok(Self { root, progress, colour, terminal, debug: flags.debug, registries, auth: auth_files(env) })
     }
 
     /// How text on standard error is shown.
@@ -168,6 +189,59 @@ fn default_root(env: Environment<'_>, is_root: bool) -> Result<PathBuf, Failure>
     })
 }
 
+/// The proxies of the usual variables, in either case of letters, as curl reads them.
+fn proxies(env: Environment<'_>) -> Proxies {
+    let of = |name: &str| {
+        set(env, &name.to_lowercase()).or_else(|| set(env, name)).map(|value| value.to_string_lossy().into_owned())
+    };
+    let all = of("ALL_PROXY");
+    Proxies { http: of("HTTP_PROXY").or_else(|| all.clone()), https: of("HTTPS_PROXY").or(all), no: of("NO_PROXY") }
+}
+
+/// Where docker and podman keep credentials, in the order in which they are looked at.
+fn auth_files(env: Environment<'_>) -> AuthFiles {
+    let path = |name: &str| set(env, name).map(PathBuf::from);
+    let home = path("HOME");
+    let below_home = |rest: &str| home.as_ref().map(|home| home.join(rest));
+    let files = [
+        path("REGISTRY_AUTH_FILE"),
+        path("DOCKER_CONFIG").map(|dir| dir.join("config.json")).or_else(|| below_home(".docker/config.json")),
+        path("XDG_RUNTIME_DIR").map(|dir| dir.join("containers/auth.json")),
+        directory(env, "XDG_CONFIG_HOME", ".config").map(|dir| dir.join("containers/auth.json")),
+    ];
+    let path = set(env, "PATH").map(|value| std::env::split_paths(&value).filter(|dir| dir.is_absolute()).collect());
+    AuthFiles { files: files.into_iter().flatten().collect(), path: path.unwrap_or_default() }
+}
+
+/// The sockets of local daemons: the ones that were named, else those of Docker, then of Podman.
+///
+/// # Errors
+/// A named one that is no socket of this machine.
+pub(crate) fn daemon_sockets(env: Environment<'_>) -> Result<Vec<PathBuf>, Report> {
+    for name in ["DOCKER_HOST", "CONTAINER_HOST"] {
+        if let Some(value) = set(env, name) {
+            let value = value.to_string_lossy().into_owned();
+            return match value.strip_prefix("unix://") {
+                Some(path) => Ok(vec![path.into()]),
+                None => Err(Report::new(
+                    "invalid-setting",
+                    format!("{name}: images can be loaded through a local socket only, not through `{value}`"),
+                )
+                .hint("unset it, or name a socket: unix://PATH; a registry reaches other machines")),
+            };
+        }
+    }
+    let runtime = set(env, "XDG_RUNTIME_DIR").map(PathBuf::from);
+    let below = |rest: &str| runtime.as_ref().map(|dir| dir.join(rest));
+    let sockets = [
+        Some("/var/run/docker.sock".into()),
+        below("docker.sock"),
+        below("podman/podman.sock"),
+        Some("/run/podman/podman.sock".into()),
+    ];
+    Ok(sockets.into_iter().flatten().collect())
+}
+
 /// A directory of the XDG base directory specification; relative paths are to be ignored, says that specification.
 fn directory(env: Environment<'_>, variable: &str, below_home: &str) -> Option<PathBuf> {
     let absolute = |name| set(env, name).map(PathBuf::from).filter(|path| path.is_absolute());
@@ -175,13 +249,19 @@ fn directory(env: Environment<'_>, variable: &str, below_home: &str) -> Option<P
 }
 
 fn read_file(env: Environment<'_>, is_root: bool) -> Result<File, Failure> {
+    let named = set(env, "BUILD_ENGINE_CONFIG").map(PathBuf::from);
+    let is_named = named.is_some();
     let path = match directory(env, "XDG_CONFIG_HOME", ".config") {
+        _ if is_named => named.unwrap_or_default(),
         Some(base) if !is_root || set(env, "XDG_CONFIG_HOME").is_some() => base.join("build-engine/config.json"),
         _ => PathBuf::from("/etc/build-engine/config.json"),
     };
     match std::fs::read(&path) {
         Ok(bytes) => parse_file(&path, &bytes),
-        Err(error) if matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => {
+        Err(error)
+            if !is_named
+                && matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) =>
+        {
             Ok(File::default())
         }
         Err(error) => Err(Failure::io(format!("cannot read the settings file `{}`", path.display()), &error)),
@@ -212,7 +292,7 @@ mod tests {
         std::fs::create_dir(dir.path().join("build-engine")).expect("a directory");
         std::fs::write(dir.path().join("build-engine/config.json"), r#"{"root": "/from/file", "progress": "plain"}"#)
             .expect("a file");
-        let flag = GlobalFlags { root: Some("/from/flag".into()), debug: false };
+        let flag = GlobalFlags { root: Some("/from/flag".into()), ..GlobalFlags::default() };
         let none = GlobalFlags::default();
         let file = ("XDG_CONFIG_HOME", config);
         let (variable, home) = (("BUILD_ENGINE_ROOT", "/from/env"), ("HOME", "/home/u"));
@@ -243,9 +323,53 @@ mod tests {
     }
 
     #[test]
+    fn registries_come_from_the_file_and_the_usual_variables() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let config = dir.path().join("settings.json");
+        let text =
+            r#"{"registries": {"reg.example": {"mirrors": ["m:5000"], "ca": ["/ca.pem"]}}, "network": {"retries": 1}}"#;
+        std::fs::write(&config, text).expect("a file");
+        let config = config.to_str().expect("UTF-8");
+        let flags = GlobalFlags { insecure_registry: vec!["reg.test:5000".into()], ..GlobalFlags::default() };
+        let settings = gather(
+            &flags,
+            &[
+                ("HOME", "/home/u"),
+                ("BUILD_ENGINE_CONFIG", config),
+                ("https_proxy", "http://p:3128"),
+                ("ALL_PROXY", "http://all:1"),
+                ("NO_PROXY", "x"),
+                ("PATH", "/bin:relative:/usr/bin"),
+                ("REGISTRY_AUTH_FILE", "/auth.json"),
+            ],
+            false,
+        )
+        .expect("settings");
+        assert_eq!(settings.registries.hosts["reg.example"].mirrors, ["m:5000"]);
+        assert!(settings.registries.hosts["reg.test:5000"].insecure);
+        assert_eq!((settings.registries.limits.retries, settings.registries.limits.connect_seconds), (1, 10.0));
+        let proxies = &settings.registries.proxies;
+        assert_eq!(proxies.http.as_deref(), Some("http://all:1"));
+        assert_eq!((proxies.https.as_deref(), proxies.no.as_deref()), (Some("http://p:3128"), Some("x")));
+        let files: Vec<_> = settings.auth.files.iter().map(|file| file.display().to_string()).collect();
+        let expected = ["/auth.json", "/home/u/.docker/config.json", "/home/u/.config/containers/auth.json"];
+        assert_eq!(files, expected);
+        assert_eq!(settings.auth.path, [PathBuf::from("/bin"), PathBuf::from("/usr/bin")]);
+        assert!(gather(&flags, &[("HOME", "/h"), ("BUILD_ENGINE_CONFIG", "/nonexistent")], false).is_err());
+        assert!(parse_file(Path::new("x"), br#"{"registries": {"h": {"mirror": []}}}"#).is_err());
+    }
+
+    #[test]
     fn a_display_is_chosen_by_flag_then_settings_then_terminal() {
-        let settings =
-            |terminal, debug, progress| Settings { root: "/".into(), progress, colour: false, terminal, debug };
+        let settings = |terminal, debug, progress| Settings {
+            root: "/".into(),
+            progress,
+            colour: false,
+            terminal,
+            debug,
+            registries: RegistrySettings::default(),
+            auth: AuthFiles::default(),
+        };
         let plain = ProgressChoice::Only(ProgressMode::Plain);
         let tty = ProgressChoice::Only(ProgressMode::Tty);
         let mode = |settings: Settings, flag| settings.progress_mode(flag).ok();

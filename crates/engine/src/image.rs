@@ -144,9 +144,9 @@ pub(crate) fn manifest(
 ) -> Document {
     let layers = layers.iter().map(|layer| {
         let mut descriptor = layer.descriptor.clone();
-        if !oci {
-            descriptor.media_type = media_type::to_docker(&descriptor.media_type).to_owned();
-        }
+        // A base may have the other family's types.
+        let kind = &descriptor.media_type;
+        descriptor.media_type = if oci { media_type::to_oci(kind) } else { media_type::to_docker(kind) }.to_owned();
         descriptor
     });
     let mut manifest = Manifest::new(config.descriptor.clone(), layers.collect());

@@ -10,12 +10,16 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use build_engine_oci::{Descriptor, Digest, ImageConfig, Index, Manifest, Platform, layout, media_type};
+use crate::docker_archive;
+use build_engine_oci::{
+    Descriptor, Digest, ImageConfig, Index, InvalidDocument, Manifest, Parsed, Platform, Reference, layout, media_type,
+    parse_document,
+};
 
 /// Largest index, manifest or config that is read.
 const MAX_DOCUMENT_BYTES: u64 = 8 << 20;
 /// How deep indexes may stand in indexes.
-const MAX_INDEX_DEPTH: usize = 3;
+pub(crate) const MAX_INDEX_DEPTH: usize = 3;
 
 /// Why an image cannot be had from a layout.
 #[derive(Debug, thiserror::Error)]
@@ -32,6 +36,12 @@ pub(crate) enum LayoutError {
     NoSuchBlob { path: PathBuf, digest: Digest },
     #[error("blob {expected} of `{}` arrived as {actual}", path.display())]
     Mismatch { path: PathBuf, expected: Digest, actual: Digest },
+    #[error("blob {digest} is gone from the store")]
+    Gone { digest: Digest },
+    #[error("cannot read the store")]
+    Store { source: io::Error },
+    #[error("document {digest} of the image cannot be used")]
+    Invalid { digest: Digest, source: InvalidDocument },
     #[error("document {digest} is larger than {MAX_DOCUMENT_BYTES} bytes")]
     TooLarge { digest: String },
     #[error("document {digest} is not what its media type says")]
@@ -45,7 +55,13 @@ pub(crate) enum LayoutError {
 impl LayoutError {
     /// Whether content is not what it claims to be, rather than missing.
     pub(crate) fn is_integrity(&self) -> bool {
-        matches!(self, Self::Mismatch { .. } | Self::TooLarge { .. } | Self::Malformed { .. } | Self::TooDeep)
+        matches!(self, Self::Mismatch { .. } | Self::Gone { .. } | Self::Malformed { .. } | Self::Invalid { .. })
+    }
+
+    /// Whether it is too much, rather than wrong.
+    pub(crate) fn is_limit(&self) -> bool {
+        matches!(self, Self::TooLarge { .. } | Self::TooDeep)
+            || matches!(self, Self::Invalid { source: InvalidDocument::TooMany { .. }, .. })
     }
 }
 
@@ -53,11 +69,11 @@ impl LayoutError {
 #[derive(Debug, Clone)]
 pub(crate) struct FoundImage {
     /// What the name stands for: an index or a manifest.
-    pub(crate) root: Digest,
+    pub(crate) root: Descriptor,
     /// The manifest for the platform.
     pub(crate) manifest: Manifest,
-    /// Its digest: what cache keys are made of.
-    pub(crate) manifest_digest: Digest,
+    /// What points at it; its digest is what cache keys are made of.
+    pub(crate) manifest_descriptor: Descriptor,
     /// The config document.
     pub(crate) config: Vec<u8>,
 }
@@ -74,6 +90,8 @@ enum Kind {
     Directory,
     /// Where each file of the archive stands: offset and size.
     Archive(Arc<File>, Arc<HashMap<String, (u64, u64)>>),
+    /// An archive of Docker's older form, read as if it were a layout.
+    Converted(Arc<File>, Arc<docker_archive::Converted>),
 }
 
 impl Layout {
@@ -89,10 +107,16 @@ impl Layout {
         }
         let file = File::open(path).map_err(read)?;
         let files = archive_files(&file).map_err(read)?;
-        if !files.contains_key(layout::INDEX_FILE) {
+        let kind = if files.contains_key(layout::INDEX_FILE) {
+            Kind::Archive(Arc::new(file), Arc::new(files))
+        } else if files.contains_key(docker_archive::MANIFEST_FILE) {
+            let file = Arc::new(file);
+            let converted = docker_archive::convert(&files, &file).map_err(|error| error.at(path))?;
+            Kind::Converted(file, Arc::new(converted))
+        } else {
             return Err(LayoutError::NotALayout { path: path.to_owned() });
-        }
-        Ok(Self { path: path.to_owned(), kind: Kind::Archive(Arc::new(file), Arc::new(files)) })
+        };
+        Ok(Self { path: path.to_owned(), kind })
     }
 
     /// Finds the image with this tag or digest (the only one if neither is given) for `platform`.
@@ -106,10 +130,15 @@ impl Layout {
         find(&root, platform, &|descriptor| self.document(descriptor))
     }
 
-    fn root(&self, tag: Option<&str>, digest: Option<&Digest>) -> Result<Descriptor, LayoutError> {
+    fn index(&self) -> Result<Index, LayoutError> {
         let bytes = self.limited(self.open_file(layout::INDEX_FILE)?, layout::INDEX_FILE)?;
-        let index: Index = serde_json::from_slice(&bytes)
-            .map_err(|source| LayoutError::Malformed { digest: layout::INDEX_FILE.into(), source })?;
+        serde_json::from_slice(&bytes)
+            .map_err(|source| LayoutError::Malformed { digest: layout::INDEX_FILE.into(), source })
+    }
+
+    /// What a tag or digest of the layout stands for (the only image if neither is given).
+    pub(crate) fn root(&self, tag: Option<&str>, digest: Option<&Digest>) -> Result<Descriptor, LayoutError> {
+        let index = self.index()?;
         let named = |descriptor: &&Descriptor| match (digest, tag) {
             (Some(digest), _) => descriptor.digest == *digest,
             (None, Some(tag)) => names(descriptor).any(|name| name == tag || name.ends_with(&format!(":{tag}"))),
@@ -175,11 +204,48 @@ impl Layout {
                 let (offset, size) = *files.get(name).ok_or_else(|| read(io::ErrorKind::NotFound.into()))?;
                 Ok(Box::new(Part { file: Arc::clone(file), offset, left: size }))
             }
+            Kind::Converted(file, converted) => match (converted.documents.get(name), converted.layers.get(name)) {
+                (Some(document), _) => Ok(Box::new(io::Cursor::new(document.clone()))),
+                (None, Some((offset, size))) => {
+                    Ok(Box::new(Part { file: Arc::clone(file), offset: *offset, left: *size }))
+                }
+                (None, None) => Err(read(io::ErrorKind::NotFound.into())),
+            },
         }
     }
 
+    /// As [`Layout::open_blob`], from `offset` on.
+    pub(crate) fn open_blob_at(&self, digest: &Digest, offset: u64) -> Result<Box<dyn Read + Send>, LayoutError> {
+        let mut reader = self.open_blob(digest)?;
+        let read = |source| LayoutError::Read { path: self.path.clone(), source };
+        if offset > 0 && io::copy(&mut reader.by_ref().take(offset), &mut io::sink()).map_err(read)? < offset {
+            return Err(read(io::ErrorKind::UnexpectedEof.into()));
+        }
+        Ok(reader)
+    }
+
+    /// All images that the layout lists, with the names that they have.
+    pub(crate) fn images(&self) -> Result<Vec<(Vec<Reference>, Descriptor)>, LayoutError> {
+        let mut images: Vec<(Vec<Reference>, Descriptor)> = Vec::new();
+        for mut descriptor in self.index()?.manifests {
+            let name = [layout::IMAGE_NAME, layout::REF_NAME]
+                .iter()
+                .filter_map(|key| descriptor.annotations.get(*key))
+                // A tag alone names nothing outside of its layout.
+                .filter(|name| name.contains(['/', ':']))
+                .find_map(|name| name.parse::<Reference>().ok())
+                .map(Reference::or_latest);
+            descriptor.annotations.clear();
+            match images.iter_mut().find(|(_, known)| known.digest == descriptor.digest) {
+                Some((names, _)) => names.extend(name),
+                None => images.push((name.into_iter().collect(), descriptor)),
+            }
+        }
+        Ok(images)
+    }
+
     /// Reads and verifies a document.
-    fn document(&self, descriptor: &Descriptor) -> Result<Vec<u8>, LayoutError> {
+    pub(crate) fn document(&self, descriptor: &Descriptor) -> Result<Vec<u8>, LayoutError> {
         let bytes = self.limited(self.open_blob(&descriptor.digest)?, &descriptor.digest.to_string())?;
         let actual = Digest::sha256(&bytes);
         if actual != descriptor.digest {
@@ -209,18 +275,20 @@ pub(crate) fn find(
 ) -> Result<FoundImage, LayoutError> {
     let mut descriptor = root.clone();
     for _ in 0..=MAX_INDEX_DEPTH {
-        let bytes = document(&descriptor)?;
-        let malformed = |source| LayoutError::Malformed { digest: descriptor.digest.to_string(), source };
-        if media_type::is_index(&descriptor.media_type) {
-            let index: Index = serde_json::from_slice(&bytes).map_err(malformed)?;
-            descriptor = choose(&index, platform)?;
-            continue;
-        }
-        if !media_type::is_manifest(&descriptor.media_type) {
+        if !media_type::is_index(&descriptor.media_type) && !media_type::is_manifest(&descriptor.media_type) {
             let (digest, media_type) = (descriptor.digest, descriptor.media_type);
             return Err(LayoutError::NotAnImage { digest, media_type });
         }
-        let manifest: Manifest = serde_json::from_slice(&bytes).map_err(malformed)?;
+        let bytes = document(&descriptor)?;
+        let parsed = parse_document(&bytes, &descriptor.media_type)
+            .map_err(|source| LayoutError::Invalid { digest: descriptor.digest.clone(), source })?;
+        let manifest = match parsed {
+            Parsed::Index(index) => {
+                descriptor = choose(&index, platform)?;
+                continue;
+            }
+            Parsed::Manifest(manifest) => manifest,
+        };
         if !media_type::is_config(&manifest.config.media_type) {
             let (digest, media_type) = (manifest.config.digest, manifest.config.media_type);
             return Err(LayoutError::NotAnImage { digest, media_type });
@@ -229,12 +297,12 @@ pub(crate) fn find(
         // What the config says must at least be a config; the frontend reads it again.
         serde_json::from_slice::<ImageConfig>(&config)
             .map_err(|source| LayoutError::Malformed { digest: manifest.config.digest.to_string(), source })?;
-        return Ok(FoundImage { root: root.digest.clone(), manifest_digest: descriptor.digest, manifest, config });
+        return Ok(FoundImage { root: root.clone(), manifest_descriptor: descriptor, manifest, config });
     }
     Err(LayoutError::TooDeep)
 }
 
-fn choose(index: &Index, platform: &Platform) -> Result<Descriptor, LayoutError> {
+pub(crate) fn choose(index: &Index, platform: &Platform) -> Result<Descriptor, LayoutError> {
     let of_an_image = |descriptor: &&Descriptor| {
         !descriptor.annotations.contains_key("vnd.docker.reference.type")
             && descriptor.platform.as_ref().is_none_or(|platform| platform.os != "unknown")
@@ -265,22 +333,42 @@ fn names(descriptor: &Descriptor) -> impl Iterator<Item = &str> {
 /// Where each regular file of a tar archive stands.
 fn archive_files(file: &File) -> io::Result<HashMap<String, (u64, u64)>> {
     let mut files = HashMap::new();
+    let mut links = Vec::new();
     let mut archive = tar::Archive::new(file);
     for entry in archive.entries_with_seek()? {
         let entry = entry?;
+        let name = String::from_utf8_lossy(&entry.path_bytes()).trim_start_matches("./").to_owned();
         if entry.header().entry_type().is_file() {
-            let name = String::from_utf8_lossy(&entry.path_bytes()).trim_start_matches("./").to_owned();
             files.insert(name, (entry.raw_file_position(), entry.size()));
+        } else if entry.header().entry_type().is_symlink()
+            && let Some(target) = entry.link_name_bytes()
+        {
+            // Older versions of Docker write a layer that stands in several images once, and links to it.
+            links.push((name, String::from_utf8_lossy(&target).into_owned()));
+        }
+    }
+    for (name, target) in links {
+        let parent = name.rsplit_once('/').map_or("", |(parent, _)| parent);
+        let mut path: Vec<&str> = parent.split('/').filter(|part| !part.is_empty()).collect();
+        for part in target.split('/') {
+            match part {
+                "" | "." => {}
+                ".." => drop(path.pop()),
+                part => path.push(part),
+            }
+        }
+        if let Some(found) = files.get(&path.join("/")).copied() {
+            files.insert(name, found);
         }
     }
     Ok(files)
 }
 
 /// A stretch of a file, read without moving the file's own position, so that several can be read at once.
-struct Part {
-    file: Arc<File>,
-    offset: u64,
-    left: u64,
+pub(crate) struct Part {
+    pub(crate) file: Arc<File>,
+    pub(crate) offset: u64,
+    pub(crate) left: u64,
 }
 
 impl Read for Part {
@@ -353,9 +441,12 @@ mod tests {
             assert_eq!(architecture(&opened.find(Some("two"), None, &arm64).unwrap()), "arm64");
             let by_digest = opened.find(None, blobs.last(), &arm64).unwrap();
             assert_eq!(architecture(&by_digest), "arm64");
-            assert_eq!(Some(&by_digest.root), blobs.last());
+            assert_eq!(Some(&by_digest.root.digest), blobs.last());
             // A manifest that only an inner index lists.
-            assert_eq!(architecture(&opened.find(None, Some(&by_digest.manifest_digest), &arm64).unwrap()), "arm64");
+            assert_eq!(
+                architecture(&opened.find(None, Some(&by_digest.manifest_descriptor.digest), &arm64).unwrap()),
+                "arm64"
+            );
             let error = |found: Result<FoundImage, LayoutError>| found.unwrap_err().to_string();
             assert!(error(opened.find(Some("three"), None, &amd64)).contains("it has `one`, `two`"));
             assert!(error(opened.find(None, None, &amd64)).contains("stands alone"));

@@ -9,14 +9,20 @@
 
 mod backend;
 pub mod context;
+mod docker_archive;
 pub mod embedded;
 mod error;
 mod image;
 mod layout;
+mod place;
 mod request;
 
 pub use backend::{Backend, ImageSummary, Unsupported};
+pub use build_engine_registry::{
+    AuthFiles, HostSettings as RegistryHost, Limits as NetworkLimits, Proxies, Settings as RegistrySettings,
+};
 pub use error::{BuildError, ExitKind, Place, Report};
+pub use place::{ImageDetails, ImagePlace, PlatformDetails, TransferRequest, Transferred, Variants};
 pub use request::{
     Annotation, AnnotationTarget, Attestation, BuildRequest, Compression, ContextSource, ImageOptions, InvalidOutput,
     Limit, NetworkMode, NoCache, Outcome, Output, OutputDest, ResourceLimits, RunRequest, StoreOptions, UserNamespace,

@@ -9,6 +9,7 @@ use std::str::FromStr;
 
 use build_engine_graph::{Network, Ulimit};
 use build_engine_oci::{Descriptor, Digest, Platform, Reference};
+use build_engine_registry::Settings as RegistrySettings;
 use serde::{Deserialize, Serialize};
 
 /// One build, as `docker buildx build` would take it.
@@ -40,6 +41,12 @@ pub struct BuildRequest {
     pub target: Option<String>,
     /// `--no-cache` and `--no-cache-filter`.
     pub no_cache: NoCache,
+    /// `--pull`: registries are asked what names stand for, whatever the store has.
+    pub pull: bool,
+    /// What stands in the lock file: digests by canonical reference.
+    pub lock: BTreeMap<String, Digest>,
+    /// `--locked`: a name that the lock file lacks is an error.
+    pub locked: bool,
     /// `--network`: what RUN gets where it does not say.
     pub network: NetworkMode,
     /// `--add-host`: (name, address).
@@ -319,8 +326,25 @@ pub enum OutputDest {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "kebab-case")]
 pub enum Output {
-    /// The image store.
+    /// The image store, a registry, or both.
     Image {
+        /// Names besides the request's tags.
+        names: Vec<Reference>,
+        /// How it is written.
+        options: ImageOptions,
+        /// Whether the names are given in the store.
+        store: bool,
+        /// Whether it is pushed to the registries of its names.
+        push: bool,
+        /// Whether it is pushed without its tag.
+        push_by_digest: bool,
+        /// Whether the registries' certificates are not looked at, for this push.
+        insecure: bool,
+    },
+    /// A local daemon: Docker or Podman.
+    Load {
+        /// Sockets, of which the first that answers is the one.
+        sockets: Vec<PathBuf>,
         /// Names besides the request's tags.
         names: Vec<Reference>,
         /// How it is written.
@@ -366,6 +390,20 @@ pub enum Output {
     CacheOnly,
 }
 
+impl Output {
+    /// The image store, under the request's tags.
+    pub fn image() -> Self {
+        Self::Image {
+            names: Vec::new(),
+            options: ImageOptions::default(),
+            store: true,
+            push: false,
+            push_by_digest: false,
+            insecure: false,
+        }
+    }
+}
+
 /// A flag's value that cannot be understood.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{text}`: {reason}")]
@@ -400,7 +438,8 @@ impl FromStr for Output {
         }
         let kind = attrs.remove("type").ok_or_else(|| invalid("`type` is required".into()))?;
         let output = match kind.as_str() {
-            "image" => Self::Image { names: take_names(&mut attrs)?, options: take_options(&mut attrs)? },
+            "image" => take_image(&mut attrs, false)?,
+            "registry" => take_image(&mut attrs, true)?,
             "oci" => {
                 let tar = take_bool(&mut attrs, "tar")?.unwrap_or(true);
                 Self::Oci {
@@ -419,13 +458,14 @@ impl FromStr for Output {
                 if !explicit {
                     options.oci_media_types = false;
                 }
-                if !attrs.contains_key("dest") {
-                    return Err(invalid(
-                        "loading straight into a daemon is not supported yet; add `dest=FILE` and use `docker load`"
-                            .into(),
-                    ));
+                if attrs.contains_key("dest") {
+                    Self::Docker { tar, names, options, dest: take_dest(&mut attrs)? }
+                } else if tar {
+                    // Whose sockets, the face knows.
+                    Self::Load { sockets: Vec::new(), names, options }
+                } else {
+                    return Err(invalid("`tar=false` needs a directory as `dest`".into()));
                 }
-                Self::Docker { tar, names, options, dest: take_dest(&mut attrs)? }
             }
             "tar" => Self::Tar {
                 rewrite_timestamp: take_bool(&mut attrs, "rewrite-timestamp")?.unwrap_or(false),
@@ -441,14 +481,9 @@ impl FromStr for Output {
                 }
             }
             "cacheonly" => Self::CacheOnly,
-            "registry" => {
-                return Err(invalid(
-                    "type `registry` is not supported yet; use `type=oci` and push with another tool".into(),
-                ));
-            }
             other => {
                 return Err(invalid(format!(
-                    "unknown type `{other}`: expected image, oci, docker, tar, local or cacheonly"
+                    "unknown type `{other}`: expected image, registry, oci, docker, tar, local or cacheonly"
                 )));
             }
         };
@@ -493,6 +528,23 @@ fn take_names(attrs: &mut Attrs) -> Result<Vec<Reference>, InvalidOutput> {
             Err(error) => Err(attr_error("name", name, error.to_string())),
         })
         .collect()
+}
+
+/// The attributes of `type=image`, and of `type=registry`, which is the same but pushed and not kept.
+fn take_image(attrs: &mut Attrs, registry: bool) -> Result<Output, InvalidOutput> {
+    let push = take_bool(attrs, "push")?.unwrap_or(registry);
+    let push_by_digest = take_bool(attrs, "push-by-digest")?.unwrap_or(false);
+    if push_by_digest && !push {
+        return Err(attr_error("push-by-digest", "true", "it needs `push=true`"));
+    }
+    Ok(Output::Image {
+        names: take_names(attrs)?,
+        options: take_options(attrs)?,
+        store: take_bool(attrs, "store")?.unwrap_or(!registry),
+        push,
+        push_by_digest,
+        insecure: take_bool(attrs, "registry.insecure")?.unwrap_or(false),
+    })
 }
 
 fn take_options(attrs: &mut Attrs) -> Result<ImageOptions, InvalidOutput> {
@@ -587,6 +639,8 @@ pub struct StoreOptions {
     pub root: PathBuf,
     /// User namespaces of RUN.
     pub user_namespace: UserNamespace,
+    /// How registries are spoken to.
+    pub registries: RegistrySettings,
 }
 
 /// A request for nothing yet.
@@ -606,6 +660,9 @@ pub(crate) fn empty(build_id: &str) -> BuildRequest {
         annotations: Vec::new(),
         target: None,
         no_cache: NoCache::Off,
+        pull: false,
+        lock: BTreeMap::new(),
+        locked: false,
         network: NetworkMode::Default,
         extra_hosts: Vec::new(),
         ulimits: Vec::new(),
@@ -653,8 +710,17 @@ mod tests {
             ),
             (
                 "\"type=image\",\"name=a,b:1\"",
-                format!(r#"{{"type":"image","names":["docker.io/library/a:latest","docker.io/library/b:1"],{gzip}}}"#),
+                format!(
+                    r#"{{"type":"image","names":["docker.io/library/a:latest","docker.io/library/b:1"],{gzip},"store":true,"push":false,"push_by_digest":false,"insecure":false}}"#
+                ),
             ),
+            (
+                "type=registry,name=a,registry.insecure=true",
+                format!(
+                    r#"{{"type":"image","names":["docker.io/library/a:latest"],{gzip},"store":false,"push":true,"push_by_digest":false,"insecure":true}}"#
+                ),
+            ),
+            ("type=docker", format!(r#"{{"type":"load","sockets":[],"names":[],{docker}}}"#)),
             ("type=cacheonly", r#"{"type":"cacheonly"}"#.into()),
         ] {
             // The tag is the variant's name in kebab case.
@@ -670,8 +736,8 @@ mod tests {
             ("type=nonsense", "unknown type `nonsense`"),
             ("type=oci", "`dest` is required"),
             ("type=local,dest=-", "standard output"),
-            ("type=docker", "not supported yet"),
-            ("type=registry", "not supported yet"),
+            ("type=docker,tar=false", "needs a directory"),
+            ("type=image,push-by-digest=true", "needs `push=true`"),
             ("type=oci,dest=a,typo=1", "`typo` is not supported"),
             ("type=oci,dest=a,dest=b", "given twice"),
             ("type=oci,dest=a,compression=lz4", "expected gzip, zstd or uncompressed"),

@@ -12,6 +12,7 @@ mod digest;
 mod document;
 pub mod layout;
 pub mod media_type;
+mod parse;
 mod platform;
 mod reference;
 
@@ -19,5 +20,6 @@ pub use digest::{Algorithm, ChainId, DiffId, Digest, Hasher, InvalidDigest, chai
 pub use document::{
     ContainerConfig, Descriptor, Empty, Healthcheck, History, ImageConfig, Index, Manifest, Rootfs, RootfsType,
 };
+pub use parse::{InvalidDocument, MAX_CONFIG_BYTES, MAX_DESCRIPTORS, MAX_MANIFEST_BYTES, Parsed, parse_document};
 pub use platform::{InvalidPlatform, Platform};
 pub use reference::{InvalidReference, Reference};

@@ -118,6 +118,24 @@ impl Store {
         remove_tree(&self.blob_path(digest))
     }
 
+    /// Puts a file that has been verified under its digest: protected, synced, renamed, synced.
+    pub(crate) fn place_blob(&self, file: &File, path: &Path, digest: &Digest) -> Result<()> {
+        durable::point("chmod").context("protect", path)?;
+        rustix::fs::fchmod(file, rustix::fs::Mode::from_raw_mode(0o400)).context("protect", path)?;
+        durable::sync(file).context("write", path)?;
+        let target = self.blob_path(digest);
+        let directory = target.parent().unwrap_or(Path::new("/"));
+        if !directory.is_dir() {
+            durable::create_dir(directory).context("create", directory)?;
+        }
+        if fs::symlink_metadata(&target).is_ok_and(|found| found.is_dir()) {
+            remove_tree(&target)?;
+        }
+        self.created("blob", &digest.to_string())?;
+        durable::rename(path, &target).context("rename", path)?;
+        durable::sync_dir(directory).context("write", directory)
+    }
+
     /// Where a blob is, or would be.
     pub fn blob_path(&self, digest: &Digest) -> PathBuf {
         self.path("content").join(blob_path(digest))
@@ -173,20 +191,7 @@ impl BlobWriter {
                 });
             }
         }
-        durable::point("chmod").context("protect", &self.path)?;
-        rustix::fs::fchmod(&file, rustix::fs::Mode::from_raw_mode(0o400)).context("protect", &self.path)?;
-        durable::sync(&file).context("write", &self.path)?;
-        let target = self.store.blob_path(&digest);
-        let directory = target.parent().unwrap_or(Path::new("/"));
-        if !directory.is_dir() {
-            durable::create_dir(directory).context("create", directory)?;
-        }
-        if fs::symlink_metadata(&target).is_ok_and(|found| found.is_dir()) {
-            remove_tree(&target)?;
-        }
-        self.store.created("blob", &digest.to_string())?;
-        durable::rename(&self.path, &target).context("rename", &self.path)?;
-        durable::sync_dir(directory).context("write", directory)?;
+        self.store.place_blob(&file, &self.path, &digest)?;
         Ok((digest, size_bytes))
     }
 }

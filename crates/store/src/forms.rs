@@ -17,8 +17,12 @@ use crate::error::{Error, Result, is_no_space};
 use crate::layer::compress::{Compression, FramedWriter, decompress};
 use crate::layer::{self, ApplyOptions, LayerError, TreeEntries, WriteOptions};
 use crate::layout::Store;
+use crate::partial::Following;
 use crate::snapshot::{LayerId, Snapshot};
 use crate::state::{Form, IMPORTED};
+
+/// Most layers of an image that are unpacked. Other engines stop at 127; an overlay takes 500, and what is more is folded.
+const MOST_LAYERS: usize = 1000;
 
 /// A layer as a blob.
 #[derive(Debug, Clone, PartialEq)]
@@ -102,6 +106,7 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::Mismatch`] if it is not what `descriptor` and `diff_id` say; [`Error::Layer`] if it is, but is refused.
+    /// The blob is kept in neither case.
     pub fn apply_blob(
         &self,
         descriptor: &Descriptor,
@@ -125,6 +130,20 @@ impl Store {
         })
     }
 
+    /// As [`Store::apply_blob`], for a blob that somebody else writes down and verifies meanwhile.
+    ///
+    /// # Errors
+    /// As [`Store::apply_blob`]; and if the blob does not arrive.
+    pub fn apply_following(
+        &self,
+        descriptor: &Descriptor,
+        diff_id: &DiffId,
+        base: &Snapshot,
+        following: Following,
+    ) -> Result<LayerId> {
+        self.apply(descriptor, diff_id, base, |_| Ok((Sink::Verified, following)))
+    }
+
     fn apply<R: Read + Send>(
         &self,
         descriptor: &Descriptor,
@@ -139,19 +158,28 @@ impl Store {
                 return Ok(layer);
             }
         }
+        let failed = |error| layer_error(&descriptor.digest.to_string(), error);
+        if base.layers().len() >= MOST_LAYERS {
+            return Err(failed(LayerError::Limit { what: "layers of one image", limit: MOST_LAYERS as u64 }));
+        }
         let active = self.active_layer(base)?;
+        let was_there = self.has_blob(&descriptor.digest, Some(descriptor.size));
         let (sink, reader) = open(self)?;
         let mut tee = Tee { reader: reader.take(descriptor.size.saturating_add(1)), sink };
-        let lowers: Vec<Tree> =
-            base.layers().iter().rev().map(|layer| self.layer_tree(layer)).collect::<Result<_>>()?;
+        // Folded where they are many, so that not all of them are open at once.
+        let lowers: Vec<Tree> = self
+            .layer_dirs(base)?
+            .iter()
+            .rev()
+            .map(|dir| Ok(Tree::open(dir).map_err(LayerError::from).map_err(failed)?.with_ids(self.ids())))
+            .collect::<Result<_>>()?;
         let lowers: Vec<&Tree> = lowers.iter().collect();
-        let failed = |error| layer_error(&descriptor.digest.to_string(), error);
         let applied = match decompress(&mut tee) {
             Ok(archive) => {
                 let options = ApplyOptions { lowers: &lowers, ..ApplyOptions::default() };
                 layer::apply(archive, &active.tree()?, options)
             }
-            Err(error) => Err(LayerError::Read(error)),
+            Err(error) => Err(LayerError::of_reading(error, 0)),
         };
         if let Err(error) = &applied
             && no_space(error)
@@ -161,15 +189,21 @@ impl Store {
         // The rest of the blob belongs to its digest. And if the bytes are wrong, that is the reason for all else.
         io::copy(&mut tee, &mut io::sink()).map_err(|error| failed(LayerError::Read(error)))?;
         self.finish_blob(tee.sink, descriptor)?;
-        let applied = applied.map_err(failed)?;
-        if applied.diff_id != *diff_id {
-            return Err(Error::Mismatch {
+        let applied = match applied {
+            Ok(applied) if applied.diff_id == *diff_id => Ok(applied),
+            Ok(applied) => Err(Error::Mismatch {
                 what: format!("content of layer {}:", descriptor.digest),
                 expected: diff_id.to_string(),
                 actual: applied.diff_id.to_string(),
                 size_bytes: applied.size_bytes,
-            });
+            }),
+            Err(error) => Err(failed(error)),
+        };
+        if applied.is_err() && !was_there {
+            // Nothing can be made of it. What was in the store before is there for another reason.
+            self.remove_blob(&descriptor.digest)?;
         }
+        let applied = applied?;
         let description = format!("unpacked {}", descriptor.digest);
         let layer = self.commit_unchanged(active, &description, LayerId::random(), Vec::new())?;
         self.save_form(&Form {
@@ -188,6 +222,8 @@ impl Store {
         let Descriptor { digest, size, .. } = descriptor;
         match sink {
             Sink::Blob(writer) => writer.commit(Some((digest, *size))).map(drop),
+            // It came to its end, which it does only when it has been verified.
+            Sink::Verified => Ok(()),
             Sink::Hash(hasher) => {
                 let size_bytes = hasher.size_bytes();
                 let actual = hasher.finish();
@@ -216,6 +252,8 @@ impl Store {
 enum Sink {
     Blob(BlobWriter),
     Hash(Hasher),
+    /// Nowhere: the reader fails if it is not what it should be.
+    Verified,
 }
 
 /// Reads a blob and hands on what was read.
@@ -230,6 +268,7 @@ impl<R: Read> Read for Tee<R> {
         match &mut self.sink {
             Sink::Blob(writer) => writer.write_all(&buffer[..count])?,
             Sink::Hash(hasher) => hasher.update(&buffer[..count]),
+            Sink::Verified => {}
         }
         Ok(count)
     }

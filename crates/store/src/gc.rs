@@ -190,6 +190,7 @@ impl Store {
                 let _ = fs::remove_file(&path);
             }
         }
+        let interrupted = self.remove_partial_blobs()?;
         let mut trash = Vec::new();
         let trash_cell = std::cell::RefCell::new(&mut trash);
         let pruned = self.write(|db| {
@@ -203,7 +204,7 @@ impl Store {
         for path in trash {
             remove_tree(&path)?;
         }
-        pruned
+        pruned.map(|pruned| Pruned { size_bytes: pruned.size_bytes + interrupted, ..pruned })
     }
 
     fn mark_and_sweep(&self, db: &Transaction<'_>, all: bool, trash: &mut Vec<PathBuf>) -> Result<Pruned, Failure> {
@@ -245,6 +246,20 @@ impl Store {
                 }
             }
         }
+        // What registries said is remembered together with its documents, so that the next build need not ask. Layers
+        // are kept only as long as something else wants them.
+        if all {
+            db.execute("DELETE FROM resolved", [])?;
+        }
+        {
+            let mut select = db.prepare("SELECT descriptor FROM resolved")?;
+            let mut rows = select.query([])?;
+            while let Some(row) = rows.next()? {
+                if let Ok(descriptor) = serde_json::from_str(&row.get::<_, String>(0)?) {
+                    self.reach_documents(&descriptor, &mut named);
+                }
+            }
+        }
         // What a running build has been given by digest it may follow.
         for digest in blobs.clone() {
             let Ok(digest) = digest.parse::<Digest>() else { continue };
@@ -253,6 +268,13 @@ impl Store {
             }
         }
         blobs.extend(named);
+        if all {
+            let mut select = db.prepare("SELECT DISTINCT digest FROM origins")?;
+            let digests: Vec<String> = select.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
+            for digest in digests.iter().filter(|digest| !blobs.contains(*digest)) {
+                db.execute("DELETE FROM origins WHERE digest = ?1", [digest])?;
+            }
+        }
         let mut forms = Vec::new();
         {
             let mut select = db.prepare("SELECT layer, digest FROM forms")?;
@@ -322,6 +344,15 @@ impl Store {
 
     /// Adds everything that a descriptor leads to.
     fn reach(&self, descriptor: &Descriptor, into: &mut BTreeSet<String>) {
+        self.follow(descriptor, true, into);
+    }
+
+    /// Adds the manifests and configs that a descriptor leads to.
+    fn reach_documents(&self, descriptor: &Descriptor, into: &mut BTreeSet<String>) {
+        self.follow(descriptor, false, into);
+    }
+
+    fn follow(&self, descriptor: &Descriptor, with_layers: bool, into: &mut BTreeSet<String>) {
         let mut queue = vec![descriptor.clone()];
         let mut followed = BTreeSet::new();
         while let Some(descriptor) = queue.pop() {
@@ -336,7 +367,7 @@ impl Store {
                 queue.extend(serde_json::from_slice::<Index>(&bytes).map(|index| index.manifests).unwrap_or_default());
             } else if let Ok(manifest) = serde_json::from_slice::<Manifest>(&bytes) {
                 queue.push(manifest.config);
-                queue.extend(manifest.layers);
+                queue.extend(manifest.layers.into_iter().filter(|_| with_layers));
                 queue.extend(manifest.subject);
             }
         }

@@ -7,7 +7,7 @@
 //! version               format, features, owner, way of representing owners; written last when a store is made
 //! lock, boot, boot.lock shared by all who have the store open; the boot during which trees were written
 //! content/              an OCI image layout: oci-layout, index.json (the names), blobs/<algorithm>/<hex>
-//! ingest/<owner>.<id>   blobs that are being written
+//! ingest/<owner>.<id>   blobs that are being written; ingest/<algorithm>-<hex>: blobs that are being fetched
 //! work/<owner>.<id>/    layers that are being written: fs/ and work directories of overlays
 //! layers/<id>/          fs/ (a parentless tree of changes), meta.json, synced (it survives a power cut)
 //! leases/<owner>        locked for as long as a process has something unfinished or in use
@@ -32,6 +32,7 @@ pub mod gc;
 pub mod layer;
 pub mod layout;
 mod merged;
+mod partial;
 pub mod snapshot;
 pub mod state;
 
@@ -44,6 +45,7 @@ pub use error::{Error, Result};
 pub use forms::LayerBlob;
 pub use gc::{Lease, Problem, Pruned, Usage};
 pub use layout::{Store, StoreOptions};
+pub use partial::{Following, NotArrived, PartialBlob};
 pub use snapshot::{ActiveLayer, CommitInfo, LayerId, LayerInfo, MountedTree, Snapshot};
 pub use state::{Build, Name, NewRecord, Record};
 

@@ -22,7 +22,7 @@ use crate::layout::{Inner, Store, lock, lock_file, now};
 use crate::snapshot::Snapshot;
 
 /// The version of the tables below.
-const SCHEMA: i64 = 1;
+const SCHEMA: i64 = 2;
 
 /// How long a writer waits for another process's transaction; prune's are the longest.
 const BUSY: Duration = Duration::from_secs(30);
@@ -51,6 +51,12 @@ const TABLES: &str = "
     CREATE TABLE IF NOT EXISTS held (
         owner TEXT NOT NULL, lease TEXT NOT NULL, kind TEXT NOT NULL, value TEXT NOT NULL,
         PRIMARY KEY (owner, lease, kind, value)
+    ) WITHOUT ROWID;
+    CREATE TABLE IF NOT EXISTS resolved (
+        reference TEXT PRIMARY KEY, descriptor TEXT NOT NULL, updated INTEGER NOT NULL
+    ) WITHOUT ROWID;
+    CREATE TABLE IF NOT EXISTS origins (
+        digest TEXT NOT NULL, repository TEXT NOT NULL, PRIMARY KEY (digest, repository)
     ) WITHOUT ROWID;
 ";
 
@@ -216,6 +222,55 @@ impl Store {
     pub fn names(&self) -> Result<Vec<Name>> {
         self.database(|db| {
             db.prepare_cached("SELECT * FROM names ORDER BY reference")?.query_map([], name_of)?.collect()
+        })
+    }
+
+    /// Remembers what a registry said that `reference` stands for.
+    pub fn set_resolved(&self, reference: &Reference, descriptor: &Descriptor) -> Result<()> {
+        let path = self.path("state.db");
+        let (reference, now) = (reference.to_string(), now());
+        let descriptor = serde_json::to_string(descriptor).map_err(|source| Error::Document { path, source })?;
+        self.write(|db| {
+            db.execute("INSERT OR REPLACE INTO resolved VALUES (?1, ?2, ?3)", params![reference, descriptor, now])
+                .map(drop)
+        })
+    }
+
+    /// What a registry last said that `reference` stands for, unless a name was set since: that is then what it is.
+    pub fn resolved(&self, reference: &Reference) -> Result<Option<Descriptor>> {
+        let reference = reference.to_string();
+        self.database(|db| {
+            db.prepare_cached(
+                "SELECT descriptor FROM resolved WHERE reference = ?1
+                 AND NOT EXISTS (SELECT 1 FROM names WHERE reference = ?1 AND names.updated >= resolved.updated)",
+            )?
+            .query_row([&reference], |row| json_column(row, 0))
+            .optional()
+        })
+    }
+
+    /// Remembers that a repository has these blobs.
+    pub fn add_origins<'a>(&self, repository: &str, digests: impl IntoIterator<Item = &'a Digest>) -> Result<()> {
+        let digests: Vec<String> = digests.into_iter().map(ToString::to_string).collect();
+        if digests.is_empty() {
+            return Ok(());
+        }
+        self.write(|db| {
+            let mut insert = db.prepare_cached("INSERT OR IGNORE INTO origins VALUES (?1, ?2)")?;
+            for digest in &digests {
+                insert.execute(params![digest, repository])?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Repositories that had a blob when they were last spoken to.
+    pub fn origins(&self, digest: &Digest) -> Result<Vec<String>> {
+        let digest = digest.to_string();
+        self.database(|db| {
+            db.prepare_cached("SELECT repository FROM origins WHERE digest = ?1 ORDER BY repository")?
+                .query_map([&digest], |row| row.get(0))?
+                .collect()
         })
     }
 
@@ -414,6 +469,13 @@ impl Inner {
         };
         match found {
             Some(SCHEMA) => {}
+            // All that came since are new tables.
+            Some(older) if older < SCHEMA => {
+                let transaction = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
+                transaction.execute_batch(TABLES)?;
+                transaction.execute("UPDATE schema SET version = ?1", [SCHEMA])?;
+                transaction.commit()?;
+            }
             Some(newer) => {
                 let reason = format!("its database has schema {newer}, not {SCHEMA}");
                 return Err(ConnectError::Store(Error::Incompatible { path: self.root.clone(), reason }));

@@ -5,11 +5,12 @@ mod request;
 
 use std::path::Path;
 
-use build_engine_engine::{Backend, BuildError, ExitKind, NetworkMode, Outcome, Report};
+use build_engine_engine::{Backend, BuildError, BuildRequest, ExitKind, NetworkMode, Outcome, Output, Report};
 use serde_json::{Map, Value};
 
 pub(crate) use self::flags::Flags;
 use self::request::Plan;
+pub(crate) use self::request::plan;
 use crate::errors::Failure;
 use crate::output;
 use crate::session::with_engine;
@@ -18,12 +19,12 @@ use crate::ui::{Options, Progress, text, to_stderr};
 
 /// Builds; returns the exit code.
 pub(crate) fn run(flags: Flags, settings: &Settings, env: Environment<'_>) -> Result<u8, Failure> {
-    let Plan { request, user_namespace, timeout, quiet, verbose, progress, iidfile, metadata_file } =
-        request::plan(flags, env)?;
+    let Plan { request, user_namespace, timeout, quiet, verbose, progress, iidfile, metadata_file } = plan(flags, env)?;
     let mode = if quiet { ProgressMode::Quiet } else { settings.progress_mode(progress)? };
     for path in [&iidfile, &metadata_file].into_iter().flatten() {
         forget(path)?;
     }
+    let settings = &with_insecure_outputs(settings, &request);
     let tags = request.tags.clone();
     let only_cache = request.outputs.is_empty() && request.tags.is_empty();
     let mut display = None;
@@ -61,6 +62,19 @@ pub(crate) fn run(flags: Flags, settings: &Settings, env: Environment<'_>) -> Re
         to_stderr("note: the result is in the cache only; name it with `-t NAME`, or write it somewhere with `-o`\n");
     }
     Ok(0)
+}
+
+/// The settings with the registries that `registry.insecure=true` of an output allows not to verify.
+fn with_insecure_outputs(settings: &Settings, request: &BuildRequest) -> Settings {
+    let mut settings = settings.clone();
+    for output in &request.outputs {
+        if let Output::Image { names, insecure: true, .. } = output {
+            for name in names.iter().chain(&request.tags) {
+                settings.registries.hosts.entry(name.domain().to_owned()).or_default().insecure = true;
+            }
+        }
+    }
+    settings
 }
 
 /// The value of `--network`.

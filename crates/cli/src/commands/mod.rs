@@ -7,8 +7,11 @@ mod context;
 mod dockerfile;
 mod images;
 mod info;
+mod lock;
+mod lock_file;
 mod man;
 mod run;
+mod transfer;
 mod version;
 
 use clap::{Parser, Subcommand};
@@ -42,7 +45,15 @@ pub(crate) enum Command {
     Build(Box<build::Flags>),
     /// Run a command in an image: a quick look, not a container manager
     Run(run::Flags),
-    /// List and remove images of the store
+    /// Fetch an image from a registry into the store
+    Pull(transfer::Pull),
+    /// Send an image of the store to a registry
+    Push(transfer::Push),
+    /// Copy an image between registries, layouts, archives and the store
+    Copy(transfer::Copy),
+    /// Write down what digests the names of images stand for
+    Lock(lock::Flags),
+    /// List, look at, name, remove, save and load images of the store
     #[command(subcommand)]
     Images(images::Command),
     /// Check and clean the store
@@ -71,6 +82,10 @@ impl Command {
         match self {
             Self::Build(flags) => build::run(*flags, settings, env),
             Self::Run(flags) => run::run(flags, settings),
+            Self::Pull(flags) => flags.run(settings),
+            Self::Push(flags) => flags.run(settings),
+            Self::Copy(flags) => flags.run(settings),
+            Self::Lock(flags) => lock::run(flags, settings, env),
             Self::Images(command) => command.run(settings),
             Self::Cache(command) => command.run(settings),
             Self::Dockerfile(command) => command.run(),

@@ -8,6 +8,7 @@ use build_engine_dockerfile::{Diagnostic, Level};
 use build_engine_frontend::{self as frontend, Answer, Answers, Lowered, Lowering, Question};
 use build_engine_graph::{Event, EventSink, MountKind, Op, Security, Vertex, Warning, walk};
 use build_engine_oci::{Digest, Platform, Reference};
+use build_engine_registry::Credentials;
 use build_engine_sandbox as sandbox;
 use build_engine_solver::{Failure, JobOptions, Solver};
 use build_engine_store::{Ids, Store};
@@ -16,9 +17,10 @@ use tokio::sync::Semaphore;
 
 use super::events::Work;
 use super::export::{Built, Export};
-use super::ops::{self, BuildOps, MAX_RUNNING, Parts, StepError};
+use super::ops::{self, BuildOps, MAX_RUNNING, Part, Parts, StepError};
 use super::records::{StoreClaims, StoreRecords};
-use super::sources::{Images, UNKNOWN_IMAGE};
+use super::remote::{Remote, UNKNOWN_IMAGE};
+use super::sources::{Images, Policy};
 use super::syntax;
 use crate::{
     BuildError, BuildRequest, ContextSource, ExitKind, ImageSummary, NetworkMode, NoCache, Outcome, Output, Place,
@@ -62,6 +64,7 @@ pub(super) fn unsupported(request: &BuildRequest) -> Vec<Unsupported> {
             match output {
                 Output::Tar { .. } => refuse("--output", "type `tar` holds one platform; use `type=local`"),
                 Output::Docker { .. } => refuse("--output", "type `docker` holds one platform; use `type=oci`"),
+                Output::Load { .. } => refuse("--load", "a daemon takes one platform at a time; use `type=oci`"),
                 Output::Image { .. } | Output::Oci { .. } | Output::Local { .. } | Output::CacheOnly => {}
             }
         }
@@ -108,7 +111,11 @@ fn check_note(request: &BuildRequest) -> Option<Warning> {
 
 impl Engine {
     /// Opens the store and prepares what all builds share.
-    pub(super) fn open(options: &StoreOptions, entered: &sandbox::worker::Entered) -> Result<Self, BuildError> {
+    pub(super) fn open(
+        options: &StoreOptions,
+        entered: &sandbox::worker::Entered,
+        credentials: Arc<dyn Credentials>,
+    ) -> Result<Self, BuildError> {
         let ids = match entered.mode {
             sandbox::worker::Mode::Root | sandbox::worker::Mode::User => Ids::Full,
             sandbox::worker::Mode::OneUid => Ids::One,
@@ -119,8 +126,10 @@ impl Engine {
         })?;
         let (notes, mode) = (entered.notes.clone(), format!("{:?}", entered.mode).to_lowercase());
         let launcher = sandbox::Launcher::new(entered).map_err(|error| step_error(ops::step_failure(&error)))?;
+        let remote = Remote::new(store.clone(), options.registries.clone(), credentials).map_err(step_error)?;
         let parts = Arc::new(Parts {
             store: store.clone(),
+            remote: Arc::new(remote),
             launcher,
             running: Arc::new(Semaphore::new(MAX_RUNNING)),
             noted: std::sync::Mutex::default(),
@@ -151,7 +160,7 @@ impl Engine {
         for note in &self.notes {
             sink.emit(Event::Warning(note_warning(note)));
         }
-        let images = Arc::new(Images::new(self.parts.store.clone()));
+        let images = Arc::new(Images::new(Arc::clone(&self.parts.remote), policy(&request)));
         let lowered = self.lower(&request, &images, &sink).await?;
         for warning in &lowered.warnings {
             sink.emit(Event::Warning(diagnostic_warning(warning, &request)));
@@ -168,6 +177,7 @@ impl Engine {
             limits: limits(&request),
             shm_size_bytes: request.shm_size_bytes,
             lease: Arc::clone(&lease),
+            read_sources: read_sources(&lowered),
             network_wanted: runs_in_default_network(&lowered).into(),
         });
         let options = JobOptions { no_cache: request.no_cache == NoCache::All };
@@ -180,17 +190,18 @@ impl Engine {
         let mut outputs = outputs.into_iter();
         let mut built = Vec::with_capacity(lowered.results.len());
         for result in lowered.results {
-            let snapshot = match result.root {
-                None => build_engine_store::Snapshot::scratch(),
+            let parts = match result.root {
+                None => Vec::new(),
                 Some(_) => match outputs.next() {
-                    Some(ops::Output::Snapshot(snapshot)) => snapshot,
+                    Some(ops::Output::Snapshot(snapshot)) => vec![Part::Layers(snapshot)],
+                    Some(ops::Output::Lazy(parts)) => parts.to_vec(),
                     Some(ops::Output::Context(_)) | None => {
                         return Err(BuildError::new(ExitKind::Input, Report::new("unsupported", FROM_LOCAL)));
                     }
                 },
             };
             let base = result.base.map(|base| base.image);
-            built.push(Built { platform: result.platform, snapshot, image: result.image, base, epoch: result.epoch });
+            built.push(Built { platform: result.platform, parts, image: result.image, base, epoch: result.epoch });
         }
         let export = Export { parts: &self.parts, request: &request, built: Arc::new(built), images, lease };
         export.run(&sink).await
@@ -227,6 +238,14 @@ impl Engine {
                 }
             }
         }
+    }
+
+    /// What the names of images in the Dockerfile stand for.
+    pub(super) async fn lock(&self, request: BuildRequest) -> Result<BTreeMap<String, Digest>, BuildError> {
+        let images = Arc::new(Images::new(Arc::clone(&self.parts.remote), policy(&request)));
+        let quiet: Arc<dyn EventSink> = Arc::new(|_: Event| {});
+        self.lower(&request, &images, &quiet).await?;
+        Ok(images.resolved())
     }
 
     /// Names in the image store.
@@ -405,10 +424,7 @@ fn answer<'a>(
             Question::ImageConfig { source, platform } => {
                 let name = source.identifier.split_once("://").map_or(source.identifier.as_str(), |(_, name)| name);
                 let work = Work::start(sink, &format!("[internal] load metadata for {name}"));
-                let (images, identifier, platform) = (Arc::clone(images), source.identifier.clone(), platform.clone());
-                let result = tokio::task::spawn_blocking(move || images.resolve(&identifier, &platform))
-                    .await
-                    .map_err(|error| BuildError::internal(format!("a blocking task ended: {error}")))?;
+                let result = images.resolve(&source.identifier, platform).await;
                 work.done(result.as_ref().map(|_| ()));
                 match result {
                     Ok(answer) => answer,
@@ -547,6 +563,23 @@ fn refuse_host_network(lowered: &Lowered, request: &BuildRequest) -> Result<(), 
         }
     });
     if reports.is_empty() { Ok(()) } else { Err(BuildError { kind: ExitKind::Denied, reports }) }
+}
+
+/// How names are resolved in a build.
+fn policy(request: &BuildRequest) -> Policy {
+    Policy { pull: request.pull, lock: request.lock.clone(), locked: request.locked }
+}
+
+/// The images whose files some vertex reads, whatever else uses them.
+fn read_sources(lowered: &Lowered) -> BTreeSet<Digest> {
+    let mut found = BTreeSet::new();
+    walk(lowered.results.iter().filter_map(|result| result.root.as_ref()), |vertex| {
+        if matches!(vertex.op(), Op::Exec(_) | Op::File(_) | Op::Diff(_)) {
+            let sources = vertex.inputs().iter().filter(|edge| matches!(edge.vertex.op(), Op::Source(_)));
+            found.extend(sources.map(|edge| edge.vertex.digest().clone()));
+        }
+    });
+    found
 }
 
 /// Whether a command may run for which the sandbox has to make a network.

@@ -1,10 +1,13 @@
 //! Events that the engine itself emits: its own pieces of work beside the graph's.
 
-use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use build_engine_graph::{Event, EventSink, Timestamp};
-use build_engine_oci::Digest;
+use build_engine_oci::{Descriptor, Digest};
+
+/// Time between two reports of the same thing.
+const INTERVAL: Duration = Duration::from_millis(100);
 
 /// The present time.
 pub(super) fn now() -> Timestamp {
@@ -42,6 +45,11 @@ impl Work {
         });
     }
 
+    /// Shows how far one blob is.
+    pub(super) fn meter(&self, action: &'static str, blob: &Descriptor) -> Meter {
+        Meter::new(&self.sink, &self.digest, action, blob)
+    }
+
     /// Ends it, well or with an error.
     pub(super) fn done<E: std::fmt::Display>(mut self, result: Result<(), &E>) {
         self.finish(result.err().map(ToString::to_string));
@@ -57,5 +65,55 @@ impl Work {
 impl Drop for Work {
     fn drop(&mut self) {
         self.finish(Some("canceled".into()));
+    }
+}
+
+/// Shows how far one blob of a vertex is, ten times a second at most.
+pub(super) struct Meter {
+    sink: Arc<dyn EventSink>,
+    vertex: Digest,
+    action: &'static str,
+    id: String,
+    total: u64,
+    last: Mutex<Option<Instant>>,
+}
+
+impl Meter {
+    pub(super) fn new(sink: &Arc<dyn EventSink>, vertex: &Digest, action: &'static str, blob: &Descriptor) -> Self {
+        Self {
+            sink: Arc::clone(sink),
+            vertex: vertex.clone(),
+            action,
+            id: blob.digest.to_string(),
+            total: blob.size,
+            last: Mutex::default(),
+        }
+    }
+
+    /// It has come this far, in bytes.
+    pub(super) fn at(&self, current: u64) {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.is_some_and(|last| last.elapsed() < INTERVAL) {
+            return;
+        }
+        *last = Some(Instant::now());
+        self.emit(current, false);
+    }
+
+    /// All of it is done.
+    pub(super) fn done(&self) {
+        self.emit(self.total, true);
+    }
+
+    fn emit(&self, current: u64, done: bool) {
+        self.sink.emit(Event::Progress {
+            vertex: self.vertex.clone(),
+            id: self.id.clone(),
+            action: self.action.into(),
+            current,
+            total: Some(self.total),
+            at: now(),
+            done,
+        });
     }
 }

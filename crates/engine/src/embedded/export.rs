@@ -4,23 +4,24 @@
 //! same time. Files appear under their names when they are complete, and a name in the store is set last.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{self, Read, Write};
-use std::path::{Path, PathBuf};
+use std::io;
 use std::sync::Arc;
 
-use build_engine_graph::EventSink;
-use build_engine_oci::{Descriptor, Digest, Hasher, ImageConfig, Platform, Reference, layout};
+use build_engine_graph::{Event, EventSink};
+use build_engine_oci::{Descriptor, Digest, ImageConfig, Platform, Reference};
 use build_engine_store::layer::{self, compress};
-use build_engine_store::{Lease, Snapshot, Store};
+use build_engine_store::{LayerId, Lease, Snapshot, Store};
 use futures::future::try_join_all;
 
-use super::build::{blocking, is_on};
+use super::build::{blocking, is_on, step_error};
+use super::bundle::{Blobs, Bundle, to_dest, write_layout};
 use super::events::Work;
 use super::files;
-use super::ops::{Parts, StepError};
-use super::sources::Images;
-use crate::image::{self, Document, ImageLayer};
+use super::load::load;
+use super::ops::{Part, Parts, StepError};
+use super::push::Push;
+use super::sources::{Images, PinnedImage};
+use crate::image::{self, ImageLayer};
 use crate::{
     Annotation, AnnotationTarget, BuildError, BuildRequest, Compression, ExitKind, ImageOptions, Outcome, Output,
     OutputDest, Report,
@@ -34,7 +35,7 @@ const ZSTD_LEVEL: i32 = 3;
 /// The result for one platform, as a tree and an unfinished config.
 pub(super) struct Built {
     pub(super) platform: Platform,
-    pub(super) snapshot: Snapshot,
+    pub(super) parts: Vec<Part>,
     pub(super) image: ImageConfig,
     /// The config of the image it started from, as it was found.
     pub(super) base: Option<ImageConfig>,
@@ -42,15 +43,21 @@ pub(super) struct Built {
     pub(super) epoch: Option<i64>,
 }
 
-/// A finished image: what it is called by, its documents, and the layers it needs.
+/// A finished image, and what there is to say about it.
 struct Image {
-    root: Descriptor,
-    documents: Vec<Document>,
-    layers: Vec<ImageLayer>,
+    bundle: Bundle,
     configs: Vec<Digest>,
-    platforms: Vec<Platform>,
-    /// Where there is one platform: the config and the layers of its manifest, for `manifest.json`.
-    single: Option<(Descriptor, Vec<Descriptor>)>,
+    layers: usize,
+    size_bytes: u64,
+}
+
+/// Which of an image's blobs an output needs in the store.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Need {
+    /// All.
+    Bytes,
+    /// Those that cannot be fetched later: layers of an image that nobody has read may stay where they are.
+    Origin,
 }
 
 /// What exporters work with: one finished build.
@@ -64,7 +71,9 @@ pub(super) struct Export<'a> {
 
 fn describe(output: &Output) -> &'static str {
     match output {
+        Output::Image { store: false, .. } => "exporting to registry",
         Output::Image { .. } => "exporting to image",
+        Output::Load { .. } => "loading into a daemon",
         Output::Oci { .. } => "exporting to oci image format",
         Output::Docker { .. } => "exporting to docker image format",
         Output::Tar { .. } => "exporting to tar archive",
@@ -76,11 +85,7 @@ fn describe(output: &Output) -> &'static str {
 impl Export<'_> {
     /// Does what the request's outputs say, one after the other.
     pub(super) async fn run(&self, sink: &Arc<dyn EventSink>) -> Result<Outcome, BuildError> {
-        let default = if self.request.tags.is_empty() {
-            Output::CacheOnly
-        } else {
-            Output::Image { names: Vec::new(), options: ImageOptions::default() }
-        };
+        let default = if self.request.tags.is_empty() { Output::CacheOnly } else { Output::image() };
         let outputs =
             if self.request.outputs.is_empty() { std::slice::from_ref(&default) } else { &self.request.outputs[..] };
         let mut outcome = Outcome {
@@ -105,39 +110,67 @@ impl Export<'_> {
         let built = Arc::clone(&self.built);
         match output {
             Output::CacheOnly => Ok(()),
-            Output::Image { names, options } => {
-                let image = self.assemble(options, work).await?;
+            Output::Image { names, options, store: keeps, push, push_by_digest, .. } => {
                 let names = all_names(self.request, names);
+                if *push && names.is_empty() {
+                    let report = Report::new("no-name", "an image that is pushed needs a name")
+                        .hint("give one with `-t REGISTRY/NAME:TAG`, or `name=` in `--output`");
+                    return Err(BuildError::new(ExitKind::Input, report));
+                }
+                let image = Arc::new(self.assemble(options, Need::Origin, work).await?);
                 tell(outcome, &image);
                 outcome.names.extend(names.iter().cloned());
+                // A name in the store stands for what is there; at a registry it comes last.
+                if *push {
+                    let blobs = Blobs::Store(store.clone());
+                    let push = Push { remote: &self.parts.remote, blobs: &blobs, images: &self.images, work };
+                    for name in &names {
+                        work.part(format!("pushing to {name}"), false);
+                        push.push(name, &image.bundle, *push_by_digest).await?;
+                        work.part(format!("pushing to {name}"), true);
+                    }
+                }
+                let names = if *keeps && !*push_by_digest { names } else { Vec::new() };
                 for name in &names {
                     work.part(format!("naming to {name}"), false);
                 }
-                blocking(move || keep(&store, &image, &names)).await
+                blocking(move || keep(&store, &image.bundle, &names)).await
+            }
+            Output::Load { sockets, names, options } => {
+                let image = self.assemble(options, Need::Bytes, work).await?;
+                let names = all_names(self.request, names);
+                tell(outcome, &image);
+                outcome.names.extend(names.iter().cloned());
+                let blobs = Blobs::Store(store);
+                let socket = load(sockets, &blobs, &image.bundle, &names).await?;
+                work.part(format!("loaded into the daemon at {}", socket.display()), true);
+                Ok(())
             }
             Output::Oci { dest, tar, names, options } | Output::Docker { dest, tar, names, options } => {
                 let docker = matches!(output, Output::Docker { .. });
-                let image = self.assemble(options, work).await?;
+                let image = self.assemble(options, Need::Bytes, work).await?;
                 let names = all_names(self.request, names);
                 tell(outcome, &image);
                 work.part("writing the layout", false);
-                let (dest, tar) = (dest.clone(), *tar);
-                blocking(move || write_layout(&store, &image, &names, docker, &dest, tar)).await
+                let (dest, tar, blobs) = (dest.clone(), *tar, Blobs::Store(store));
+                blocking(move || write_layout(&blobs, &[(&image.bundle, &names)], docker, &dest, tar)).await
             }
             Output::Tar { dest, rewrite_timestamp } => {
                 let dest = dest.clone();
                 // Several platforms were refused before the build began.
                 let epoch = built.first().and_then(|built| built.epoch).filter(|_| *rewrite_timestamp);
-                blocking(move || built.iter().try_for_each(|one| write_tar(&store, &one.snapshot, epoch, &dest))).await
+                let trees = self.trees().await?;
+                blocking(move || trees.iter().try_for_each(|tree| write_tar(&store, tree, epoch, &dest))).await
             }
             Output::Local { dest, platform_split } => {
                 let split = platform_split.unwrap_or(built.len() > 1);
                 let dest = dest.clone();
+                let trees = self.trees().await?;
                 blocking(move || {
-                    for one in built.iter() {
+                    for (one, tree) in built.iter().zip(trees) {
                         let below = one.platform.to_string().replace('/', "_");
                         let dest = if split { dest.join(below) } else { dest.clone() };
-                        files::export_tree(&store, &one.snapshot, &dest, one.epoch)?;
+                        files::export_tree(&store, &tree, &dest, one.epoch)?;
                     }
                     Ok(())
                 })
@@ -146,21 +179,30 @@ impl Export<'_> {
         }
     }
 
+    /// The results as trees in the store.
+    async fn trees(&self) -> Result<Vec<Snapshot>, BuildError> {
+        let quiet: Arc<dyn EventSink> = Arc::new(|_: Event| {});
+        let vertex = Digest::sha256(b"export");
+        let trees = self.built.iter().map(|one| self.images.materialize(&self.lease, &one.parts, &vertex, &quiet));
+        try_join_all(trees).await.map_err(step_error)
+    }
+
     /// Makes blobs of all layers, and the documents that lead to them.
-    async fn assemble(&self, options: &ImageOptions, work: &Work) -> Result<Image, BuildError> {
+    async fn assemble(&self, options: &ImageOptions, need: Need, work: &Work) -> Result<Image, BuildError> {
         let (request, built) = (self.request, &self.built);
         work.part("exporting layers", false);
-        let layers = try_join_all(built.iter().map(|one| self.layers(one, options))).await?;
+        let layers = try_join_all(built.iter().map(|one| self.layers(one, options, need))).await?;
         work.part("exporting layers", true);
         let oci = options.oci_media_types;
-        let mut image = Image {
+        let mut bundle = Bundle {
             root: Descriptor::new("", Digest::sha256(b""), 0),
             documents: Vec::new(),
-            layers: Vec::new(),
-            configs: Vec::new(),
+            blobs: Vec::new(),
             platforms: Vec::new(),
             single: None,
         };
+        let mut configs = Vec::new();
+        let mut all_layers = Vec::new();
         let mut manifests = Vec::new();
         for (one, layers) in built.iter().zip(layers) {
             let epoch = one.epoch.map(rfc3339);
@@ -174,17 +216,22 @@ impl Export<'_> {
             descriptor.platform = Some(platform.clone());
             work.part(format!("exporting manifest {}", descriptor.digest), true);
             work.part(format!("exporting config {}", config.descriptor.digest), true);
-            image.configs.push(config.descriptor.digest.clone());
-            image.single =
-                Some((config.descriptor.clone(), layers.iter().map(|layer| layer.descriptor.clone()).collect()));
-            image.documents.extend([config, manifest]);
-            image.layers.extend(layers);
-            image.platforms.push(platform);
+            configs.push(config.descriptor.digest.clone());
+            let blobs: Vec<Descriptor> = layers.iter().map(|layer| layer.descriptor.clone()).collect();
+            for blob in &blobs {
+                if !bundle.blobs.iter().any(|known| known.digest == blob.digest) {
+                    bundle.blobs.push(blob.clone());
+                }
+            }
+            bundle.single = Some((config.descriptor.clone(), blobs));
+            bundle.documents.extend([config, manifest]);
+            all_layers.extend(layers);
+            bundle.platforms.push(platform);
             manifests.push(descriptor);
         }
         let wants_index = is_on(request, "BUILDKIT_MULTI_PLATFORM")
             || request.annotations.iter().any(|annotation| annotation.targets.contains(&AnnotationTarget::Index));
-        image.root = match &manifests[..] {
+        bundle.root = match &manifests[..] {
             [only] if !wants_index => only.clone(),
             _ => {
                 let own = all_annotations(&request.annotations, AnnotationTarget::Index);
@@ -192,57 +239,105 @@ impl Export<'_> {
                 let mut root = index.descriptor.clone();
                 root.annotations = all_annotations(&request.annotations, AnnotationTarget::IndexDescriptor);
                 work.part(format!("exporting manifest list {}", root.digest), true);
-                image.documents.push(index);
-                image.single = image.single.filter(|_| built.len() == 1);
+                bundle.documents.push(index);
+                bundle.single = bundle.single.filter(|_| built.len() == 1);
                 root
             }
         };
-        Ok(image)
+        let size_bytes = all_layers.iter().map(|layer| layer.size_bytes).sum();
+        Ok(Image { bundle, configs, layers: all_layers.len(), size_bytes })
     }
 
     /// The layers of one result as blobs.
-    async fn layers(&self, built: &Built, options: &ImageOptions) -> Result<Vec<ImageLayer>, BuildError> {
-        let (parts, images, lease) = (self.parts, &self.images, &self.lease);
-        // What came with the base keeps its bytes, unless other ones are forced.
-        let base_layers = built.base.as_ref().map_or(0, |base| base.rootfs.diff_ids.len());
-        let made = built.snapshot.layers().iter().enumerate().map(|(index, id)| {
-            let of_base = index < base_layers;
-            let compression = compression(options.compression);
-            let epoch = built.epoch.filter(|_| options.rewrite_timestamp && !of_base);
-            let (store, lease, images, id) = (parts.store.clone(), Arc::clone(lease), Arc::clone(images), id.clone());
-            blocking(move || {
-                let failed = |error: &build_engine_store::Error| StepError::store("cannot make a layer's blob", error);
-                let blob = store.layer_blob(&id, compression, epoch).map_err(|error| failed(&error))?;
-                let there = lease.hold_blob(&blob.descriptor.digest).map_err(|error| failed(&error))?
-                    && store.has_blob(&blob.descriptor.digest, Some(blob.descriptor.size));
-                // Only a layer that came as a blob can be without one: it is fetched again, never made anew.
-                if !there && !images.fetch_again(&blob.descriptor)? {
-                    let message = format!("blob {} of the base image is gone from the store", blob.descriptor.digest);
-                    let hint = "import or build the base image again";
-                    return Err(StepError::new(ExitKind::Integrity, Report::new("integrity", message).hint(hint)));
+    async fn layers(&self, built: &Built, options: &ImageOptions, need: Need) -> Result<Vec<ImageLayer>, BuildError> {
+        let mut layers = Vec::new();
+        for part in &built.parts {
+            let more = match part {
+                Part::Layers(snapshot) => {
+                    // What came with the base keeps its bytes, unless other ones are forced.
+                    let base_layers = built.base.as_ref().map_or(0, |base| base.rootfs.diff_ids.len());
+                    let made = snapshot.layers().iter().enumerate().map(|(index, id)| {
+                        let of_base = layers.len() + index < base_layers;
+                        let epoch = built.epoch.filter(|_| options.rewrite_timestamp && !of_base);
+                        self.layer(id.clone(), compression(options.compression), epoch)
+                    });
+                    try_join_all(made).await?
                 }
-                let info = store.layer_info(&id).map_err(|error| failed(&error))?;
-                Ok(ImageLayer {
-                    descriptor: blob.descriptor,
-                    diff_id: blob.diff_id,
-                    size_bytes: blob.uncompressed_bytes,
-                    created: rfc3339(info.created),
-                    description: info.description,
-                })
+                Part::Image(image) => self.unread_layers(image, need).await?,
+            };
+            layers.extend(more);
+        }
+        Ok(layers)
+    }
+
+    /// A layer of the store as a blob, which is made if there is none.
+    async fn layer(
+        &self,
+        id: LayerId,
+        compression: compress::Compression,
+        epoch: Option<i64>,
+    ) -> Result<ImageLayer, BuildError> {
+        let (store, lease) = (self.parts.store.clone(), Arc::clone(&self.lease));
+        let (layer, there) = blocking(move || {
+            let failed = |error: &build_engine_store::Error| StepError::store("cannot make a layer's blob", error);
+            let blob = store.layer_blob(&id, compression, epoch).map_err(|error| failed(&error))?;
+            let there = lease.hold_blob(&blob.descriptor.digest).map_err(|error| failed(&error))?
+                && store.has_blob(&blob.descriptor.digest, Some(blob.descriptor.size));
+            let info = store.layer_info(&id).map_err(|error| failed(&error))?;
+            let layer = ImageLayer {
+                descriptor: blob.descriptor,
+                diff_id: blob.diff_id,
+                size_bytes: blob.uncompressed_bytes,
+                created: rfc3339(info.created),
+                description: info.description,
+            };
+            Ok((layer, there))
+        })
+        .await?;
+        // Only a layer that came as a blob can be without one: it is fetched again, never made anew.
+        if !there && !self.images.bring_blob(&layer.descriptor).await? {
+            return Err(step_error(gone(&layer.descriptor)));
+        }
+        Ok(layer)
+    }
+
+    /// The layers of an image that no step has read a file of.
+    async fn unread_layers(&self, image: &Arc<PinnedImage>, need: Need) -> Result<Vec<ImageLayer>, BuildError> {
+        let diff_ids = image.diff_ids().map_err(step_error)?;
+        let mut layers = Vec::new();
+        for (descriptor, diff_id) in image.found.manifest.layers.iter().zip(diff_ids) {
+            let (store, lease, wanted) = (self.parts.store.clone(), Arc::clone(&self.lease), descriptor.clone());
+            let there = blocking(move || {
+                lease
+                    .hold_blob(&wanted.digest)
+                    .map_err(|error| StepError::store("cannot hold a layer's blob", &error))?;
+                Ok(store.has_blob(&wanted.digest, Some(wanted.size)))
             })
-        });
-        try_join_all(made).await
+            .await?;
+            if !there && (need == Need::Bytes || !image.is_remote()) && !self.images.bring_blob(descriptor).await? {
+                return Err(step_error(gone(descriptor)));
+            }
+            layers.push(ImageLayer {
+                descriptor: descriptor.clone(),
+                diff_id,
+                // Nobody has unpacked it here, so this is all that is known of its size.
+                size_bytes: descriptor.size,
+                created: rfc3339(0),
+                description: String::new(),
+            });
+        }
+        Ok(layers)
     }
 }
 
 fn tell(outcome: &mut Outcome, image: &Image) {
-    outcome.image = Some(image.root.clone());
+    outcome.image = Some(image.bundle.root.clone());
     outcome.config = match &image.configs[..] {
         [config] => Some(config.clone()),
         _ => None,
     };
-    outcome.layers = image.layers.len();
-    outcome.size_bytes = image.layers.iter().map(|layer| layer.size_bytes).sum();
+    outcome.layers = image.layers;
+    outcome.size_bytes = image.size_bytes;
 }
 
 fn all_names(request: &BuildRequest, names: &[Reference]) -> Vec<Reference> {
@@ -279,7 +374,7 @@ fn rfc3339(seconds: i64) -> String {
 }
 
 /// Puts the documents into the store, then sets the names.
-fn keep(store: &Store, image: &Image, names: &[Reference]) -> Result<(), StepError> {
+fn keep(store: &Store, image: &Bundle, names: &[Reference]) -> Result<(), StepError> {
     for document in &image.documents {
         store.put_blob(&document.bytes).map_err(|error| StepError::store("cannot write the image", &error))?;
     }
@@ -291,158 +386,11 @@ fn keep(store: &Store, image: &Image, names: &[Reference]) -> Result<(), StepErr
     Ok(())
 }
 
-/// The files of an OCI layout: small ones with their content, blobs by digest.
-fn layout_files(image: &Image, names: &[Reference], docker: bool) -> Vec<(String, Content)> {
-    let mut manifests = Vec::new();
-    for name in names {
-        let mut root = image.root.clone();
-        root.annotations.insert(layout::IMAGE_NAME.into(), name.to_string());
-        root.annotations.insert(layout::REF_NAME.into(), name.tag().unwrap_or("latest").to_owned());
-        manifests.push(root);
-    }
-    if manifests.is_empty() {
-        manifests.push(image.root.clone());
-    }
-    let index = image::index(manifests, BTreeMap::new(), true);
-    let mut files = vec![
-        (layout::MARKER_FILE.to_owned(), Content::Bytes(layout::MARKER.into())),
-        (layout::INDEX_FILE.to_owned(), Content::Bytes(index.bytes)),
-    ];
-    if docker && let Some((config, layers)) = &image.single {
-        // What `docker load` reads where the daemon has no containerd image store.
-        let manifest = serde_json::json!([{
-            "Config": layout::blob_path(&config.digest),
-            "RepoTags": names.iter().map(Reference::familiar).collect::<Vec<_>>(),
-            "Layers": layers.iter().map(|layer| layout::blob_path(&layer.digest)).collect::<Vec<_>>(),
-        }]);
-        files.push(("manifest.json".into(), Content::Bytes(manifest.to_string().into_bytes())));
-    }
-    let mut blobs: BTreeMap<String, Content> = BTreeMap::new();
-    for document in &image.documents {
-        blobs.insert(layout::blob_path(&document.descriptor.digest), Content::Bytes(document.bytes.clone()));
-    }
-    for layer in &image.layers {
-        blobs.insert(
-            layout::blob_path(&layer.descriptor.digest),
-            Content::Blob { digest: layer.descriptor.digest.clone(), size: layer.descriptor.size },
-        );
-    }
-    files.extend(blobs);
-    files
-}
-
-enum Content {
-    Bytes(Vec<u8>),
-    Blob { digest: Digest, size: u64 },
-}
-
-fn write_layout(
-    store: &Store,
-    image: &Image,
-    names: &[Reference],
-    docker: bool,
-    dest: &OutputDest,
-    tar: bool,
-) -> Result<(), StepError> {
-    let files = layout_files(image, names, docker);
-    match (dest, tar) {
-        (OutputDest::Path(path), false) => write_directory(store, path, &files),
-        (OutputDest::Stdout, false) => {
-            let message = "a layout directory cannot be written to standard output; leave out `tar=false`";
-            Err(StepError::new(ExitKind::Input, Report::new("invalid-output", message)))
-        }
-        (dest, true) => to_dest(dest, |out| {
-            let mut archive = tar::Builder::new(out);
-            let mut directories = std::collections::BTreeSet::new();
-            for (name, content) in &files {
-                for (at, _) in name.match_indices('/') {
-                    if directories.insert(name[..=at].to_owned()) {
-                        let mut header = header(tar::EntryType::Directory, 0o755, 0);
-                        archive.append_data(&mut header, &name[..=at], io::empty())?;
-                    }
-                }
-                let (reader, size) = open(store, content)?;
-                archive.append_data(&mut header(tar::EntryType::Regular, 0o444, size), name, reader)?;
-            }
-            archive.into_inner()?;
-            Ok(())
-        }),
-    }
-}
-
-fn header(kind: tar::EntryType, mode: u32, size: u64) -> tar::Header {
-    let mut header = tar::Header::new_ustar();
-    header.set_entry_type(kind);
-    header.set_mode(mode);
-    header.set_size(size);
-    header.set_mtime(0);
-    header
-}
-
-fn open(store: &Store, content: &Content) -> io::Result<(Box<dyn Read>, u64)> {
-    match content {
-        Content::Bytes(bytes) => Ok((Box::new(io::Cursor::new(bytes.clone())), bytes.len() as u64)),
-        Content::Blob { digest, size } => match store.open_blob(digest, Some(*size)) {
-            Ok(Some((file, size))) => {
-                let reader =
-                    Verified { file, store: store.clone(), expected: digest.clone(), hasher: Some(Hasher::new()) };
-                Ok((Box::new(reader), size))
-            }
-            Ok(None) => Err(io::Error::other(format!("blob {digest} is gone"))),
-            Err(error) => Err(io::Error::other(error)),
-        },
-    }
-}
-
-/// A blob that fails at its end if its bytes are not what its digest says; it is dropped then, to be made again.
-struct Verified {
-    file: File,
-    store: Store,
-    expected: Digest,
-    hasher: Option<Hasher>,
-}
-
-impl Read for Verified {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let count = self.file.read(buffer)?;
-        if count > 0 {
-            if let Some(hasher) = &mut self.hasher {
-                hasher.update(&buffer[..count]);
-            }
-            return Ok(count);
-        }
-        if let Some(hasher) = self.hasher.take().filter(|_| !buffer.is_empty()) {
-            let actual = hasher.finish();
-            // Blobs of layers that we make, and all that were ever seen, have SHA-256 digests; others were verified on arrival.
-            if actual.algorithm() == self.expected.algorithm() && actual != self.expected {
-                self.store.remove_blob(&self.expected).map_err(io::Error::other)?;
-                return Err(io::Error::new(
-                    io::ErrorKind::InvalidData,
-                    format!("blob {} in the store was damaged and is dropped; build again", self.expected),
-                ));
-            }
-        }
-        Ok(0)
-    }
-}
-
-fn write_directory(store: &Store, root: &Path, files: &[(String, Content)]) -> Result<(), StepError> {
-    let failed = |path: &Path, error: &io::Error| io_error(&format!("cannot write `{}`", path.display()), error);
-    for (name, content) in files {
-        let path = root.join(name);
-        let parent = path.parent().unwrap_or(root).to_owned();
-        std::fs::create_dir_all(&parent).map_err(|error| failed(&parent, &error))?;
-        if matches!(content, Content::Blob { size, .. } if has_size(&path, *size)) {
-            continue;
-        }
-        let (mut reader, _) = open(store, content).map_err(|error| failed(&path, &error))?;
-        to_file(&path, |out| io::copy(&mut reader, out).map(|_| ()))?;
-    }
-    Ok(())
-}
-
-fn has_size(path: &Path, size: u64) -> bool {
-    std::fs::metadata(path).is_ok_and(|metadata| metadata.is_file() && metadata.len() == size)
+/// A layer of a base that nobody can give any more.
+pub(super) fn gone(blob: &Descriptor) -> StepError {
+    let message = format!("blob {} of the image is gone from the store", blob.digest);
+    let hint = "import, pull or build the image again";
+    StepError::new(ExitKind::Integrity, Report::new("integrity", message).hint(hint))
 }
 
 fn write_tar(store: &Store, snapshot: &Snapshot, epoch: Option<i64>, dest: &OutputDest) -> Result<(), StepError> {
@@ -451,53 +399,4 @@ fn write_tar(store: &Store, snapshot: &Snapshot, epoch: Option<i64>, dest: &Outp
         let mut entries = layer::TreeEntries::new(mounted.tree()).map_err(io::Error::other)?;
         layer::write(&mut entries, layer::WriteOptions { epoch }, out).map(|_| ()).map_err(io::Error::other)
     })
-}
-
-fn to_dest(dest: &OutputDest, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), StepError> {
-    match dest {
-        OutputDest::Stdout => {
-            let mut out = io::BufWriter::with_capacity(1 << 20, io::stdout());
-            write(&mut out)
-                .and_then(|()| out.flush())
-                .map_err(|error| io_error("cannot write to standard output", &error))
-        }
-        OutputDest::Path(path) => to_file(path, write),
-    }
-}
-
-/// Writes a file that appears when it is complete; what is no regular file (a pipe, a device) is written to directly.
-fn to_file(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), StepError> {
-    let failed = |error: io::Error| io_error(&format!("cannot write `{}`", path.display()), &error);
-    if std::fs::metadata(path).is_ok_and(|metadata| !metadata.is_file() && !metadata.is_dir()) {
-        let file = File::options().write(true).open(path).map_err(failed)?;
-        let mut out = io::BufWriter::with_capacity(1 << 20, file);
-        return write(&mut out).and_then(|()| out.flush()).map_err(failed);
-    }
-    let parent = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
-        _ => PathBuf::from("."),
-    };
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".build-engine-");
-    let partial = builder
-        .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))
-        .tempfile_in(&parent)
-        .map_err(failed)?;
-    let mut out = io::BufWriter::with_capacity(1 << 20, partial);
-    write(&mut out).map_err(failed)?;
-    let partial = out.into_inner().map_err(|error| failed(error.into_error()))?;
-    partial.persist(path).map_err(|error| failed(error.error))?;
-    Ok(())
-}
-
-pub(super) fn io_error(message: &str, error: &io::Error) -> StepError {
-    if error.kind() == io::ErrorKind::InvalidData {
-        return StepError::new(ExitKind::Integrity, Report::new("integrity", message).caused_by(error));
-    }
-    let full = matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
-    let mut report = Report::new(if full { "no-space" } else { "io" }, message).caused_by(error);
-    if full {
-        report.hint = Some("free some space and build again; finished steps are kept".into());
-    }
-    StepError::new(ExitKind::Io, report)
 }

@@ -15,7 +15,7 @@ use build_engine_store::content_hash::{ContentHash, HashError, Question};
 use build_engine_store::copy::{self, CopyError, CopySpec, View, Visibility};
 use build_engine_store::{ActiveLayer, CommitInfo, MountedTree, Snapshot, Store};
 
-use super::export::io_error;
+use super::bundle::io_error;
 use super::ops::{Output, StepError, internal, snapshot_of};
 use super::sources::LocalContext;
 use crate::{ExitKind, Report};
@@ -75,6 +75,7 @@ impl<'a> Readable<'a> {
                 })?;
                 Ok(Self::Context(tree, context))
             }
+            Output::Lazy(_) => Err(internal("an image whose files are wanted was not fetched")),
         }
     }
 
@@ -365,7 +366,9 @@ fn not_found(path: &Path, source: Option<&Output>) -> StepError {
                 report.hint(format!("the context is `{}`", context.path.display()))
             }
         }
-        Some(Output::Snapshot(_)) | None => Report::new("not-found", format!("`{shown}` does not exist in the source")),
+        Some(Output::Snapshot(_) | Output::Lazy(_)) | None => {
+            Report::new("not-found", format!("`{shown}` does not exist in the source"))
+        }
     };
     StepError::new(ExitKind::Input, report)
 }

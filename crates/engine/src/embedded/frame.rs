@@ -7,12 +7,14 @@
 use std::io;
 
 use build_engine_graph::Event;
+use build_engine_oci::Reference;
+use build_engine_registry::Credential;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-use crate::{BuildError, BuildRequest, RunRequest, StoreOptions};
+use crate::{BuildError, BuildRequest, ImagePlace, RunRequest, StoreOptions, TransferRequest};
 
 /// Longest frame that is read. A Dockerfile may have 16 MiB; everything else is small.
 const MAX_FRAME_BYTES: u32 = 64 << 20;
@@ -33,6 +35,13 @@ pub(super) enum Call {
         /// What to build.
         request: Box<BuildRequest>,
     },
+    /// Brings images from one place to another; answered by a list of `Transferred`.
+    Transfer {
+        /// Names the call.
+        id: u64,
+        /// From where, to where.
+        request: Box<TransferRequest>,
+    },
     /// Runs an image; answered by its exit code.
     Run {
         /// Names the call.
@@ -46,6 +55,13 @@ pub(super) enum Call {
         id: u64,
         /// The question.
         question: Question,
+    },
+    /// Answers [`Answer::Credential`].
+    Credential {
+        /// The question.
+        ask: u64,
+        /// The credential, if there is one; or why there is no answer.
+        result: Result<Option<Credential>, String>,
     },
     /// Stops the call of this id.
     Cancel {
@@ -64,6 +80,23 @@ pub(super) enum Question {
     RemoveImage {
         /// The name.
         name: String,
+    },
+    /// What the names in a Dockerfile stand for.
+    Lock {
+        /// The build that would be done.
+        request: Box<BuildRequest>,
+    },
+    /// Gives an image of the store another name.
+    Tag {
+        /// The image.
+        image: String,
+        /// The further name.
+        name: Reference,
+    },
+    /// What an image is made of.
+    Inspect {
+        /// The image.
+        place: ImagePlace,
     },
     /// Checks the store and repairs what can be repaired.
     Verify,
@@ -100,6 +133,13 @@ pub(super) enum Answer {
         id: u64,
         /// Why.
         error: BuildError,
+    },
+    /// The worker wants to know who the user is at a registry: files and helpers are the face's to read and run.
+    Credential {
+        /// The question.
+        ask: u64,
+        /// Host and port, as in references.
+        host: String,
     },
 }
 

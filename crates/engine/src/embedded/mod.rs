@@ -5,19 +5,24 @@
 //! backend: a remote solve with events.
 
 mod build;
+mod bundle;
 mod events;
 mod export;
 mod files;
 mod frame;
 mod keys;
+mod load;
 mod ops;
+mod push;
 mod records;
+mod remote;
 mod run;
 mod sources;
 mod syntax;
+mod transfer;
 mod worker;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, ExitStatus};
@@ -26,14 +31,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use build_engine_graph::EventSink;
+use build_engine_oci::{Digest, Reference};
+use build_engine_registry::AuthFiles;
 use rustix::io::{FdFlags, fcntl_setfd};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{
-    Backend, BuildError, BuildRequest, ExitKind, ImageSummary, Outcome, Report, RunRequest, StoreOptions, Unsupported,
-    UserNamespace,
+    Backend, BuildError, BuildRequest, ExitKind, ImageDetails, ImagePlace, ImageSummary, Outcome, Report, RunRequest,
+    StoreOptions, TransferRequest, Transferred, Unsupported, UserNamespace,
 };
 use frame::{Answer, Call, Question};
 
@@ -53,6 +60,7 @@ pub struct Embedded {
 }
 
 struct Shared {
+    auth: AuthFiles,
     child: Mutex<Option<Child>>,
     link: Mutex<Link>,
     pending: Arc<Mutex<HashMap<u64, Pending>>>,
@@ -77,14 +85,15 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Embedded {
-    /// Starts a worker on the store that `options` name.
+    /// Starts a worker on the store that `options` name. Credentials for registries come from `auth`, read by this
+    /// process whenever the worker needs one.
     ///
     /// Call it on the main thread, before any other thread exists: the worker dies with the thread that started it,
     /// and it inherits one end of the connection.
     ///
     /// # Errors
     /// [`ExitKind::Internal`] where the process cannot be started.
-    pub fn start(options: StoreOptions) -> Result<Self, BuildError> {
+    pub fn start(options: StoreOptions, auth: AuthFiles) -> Result<Self, BuildError> {
         let failed = |error: &std::io::Error| {
             BuildError::new(
                 ExitKind::Internal,
@@ -102,6 +111,7 @@ impl Embedded {
             .map_err(|error| failed(&error))?;
         Ok(Self {
             shared: Arc::new(Shared {
+                auth,
                 child: Mutex::new(Some(child)),
                 link: Mutex::new(Link::Fresh(near, Box::new(options))),
                 pending: Arc::default(),
@@ -116,6 +126,42 @@ impl Embedded {
     /// As [`Backend::build`].
     pub async fn run(&self, request: RunRequest) -> Result<i32, BuildError> {
         self.call(None, |id| Call::Run { id, request: Box::new(request) }).await
+    }
+
+    /// Brings images from one place to another. Returns what became of each.
+    ///
+    /// # Errors
+    /// As [`Backend::build`].
+    pub async fn transfer(
+        &self,
+        request: TransferRequest,
+        events: Arc<dyn EventSink>,
+    ) -> Result<Vec<Transferred>, BuildError> {
+        self.call(Some(events), |id| Call::Transfer { id, request: Box::new(request) }).await
+    }
+
+    /// What an image is made of: its documents, for every platform.
+    ///
+    /// # Errors
+    /// [`BuildError`] where it is not to be had.
+    pub async fn inspect(&self, place: ImagePlace) -> Result<ImageDetails, BuildError> {
+        self.ask(Question::Inspect { place }).await
+    }
+
+    /// Gives an image of the store another name.
+    ///
+    /// # Errors
+    /// [`BuildError`] where there is no such image.
+    pub async fn tag(&self, image: String, name: Reference) -> Result<(), BuildError> {
+        self.ask(Question::Tag { image, name }).await
+    }
+
+    /// What the names of images in a request's Dockerfile stand for, by canonical reference.
+    ///
+    /// # Errors
+    /// As [`Backend::build`].
+    pub async fn lock(&self, request: BuildRequest) -> Result<BTreeMap<String, Digest>, BuildError> {
+        self.ask(Question::Lock { request: Box::new(request) }).await
     }
 
     /// Lists the names in the image store, sorted.
@@ -215,7 +261,8 @@ impl Embedded {
                 Ok(calls)
             }
             Link::Fresh(stream, options) => {
-                let calls = connect(stream, *options, Arc::clone(&self.shared.pending)).map_err(|error| {
+                let (auth, pending) = (self.shared.auth.clone(), Arc::clone(&self.shared.pending));
+                let calls = connect(stream, *options, auth, pending).map_err(|error| {
                     BuildError::new(
                         ExitKind::Internal,
                         Report::new("worker", "cannot speak to the worker process").caused_by(&error),
@@ -257,11 +304,14 @@ fn end(mut child: Child) {
 fn connect(
     stream: UnixStream,
     options: StoreOptions,
+    auth: AuthFiles,
     pending: Arc<Mutex<HashMap<u64, Pending>>>,
 ) -> std::io::Result<mpsc::UnboundedSender<Call>> {
     stream.set_nonblocking(true)?;
     let (mut reader, mut writer) = tokio::net::UnixStream::from_std(stream)?.into_split();
     let (calls, mut queue) = mpsc::unbounded_channel();
+    // Weak: a connection that only answers questions is no reason to keep it.
+    let replies = mpsc::UnboundedSender::downgrade(&calls);
     tokio::spawn(async move {
         let mut next = Some(Call::Open { options });
         while let Some(call) = next {
@@ -282,12 +332,33 @@ fn connect(
                 }
                 Answer::Done { id, result } => reply(&pending, id, Ok(result)),
                 Answer::Failed { id, error } => reply(&pending, id, Err(error)),
+                Answer::Credential { ask, host } => {
+                    let (auth, replies) = (auth.clone(), replies.clone());
+                    tokio::task::spawn_blocking(move || {
+                        let result = auth.find(&host).map_err(|error| explain(&error));
+                        if let Some(replies) = replies.upgrade() {
+                            // A closed channel means that the worker is gone.
+                            let _ = replies.send(Call::Credential { ask, result });
+                        }
+                    });
+                }
             }
         }
         // Whoever still waits learns from the dropped sender that no answer will come.
         lock(&pending).clear();
     });
     Ok(calls)
+}
+
+/// An error with all its causes, on one line.
+fn explain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text = format!("{text}: {cause}");
+        next = cause.source();
+    }
+    text
 }
 
 fn reply(pending: &Mutex<HashMap<u64, Pending>>, id: u64, result: Result<Value, BuildError>) {

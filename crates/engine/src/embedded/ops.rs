@@ -4,7 +4,7 @@
 //! Tokio's blocking threads; a run is a process whose output is read as it comes. Dropping any of the futures undoes what
 //! was begun: an active layer removes itself, a step is killed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,11 +14,12 @@ use build_engine_oci::Digest;
 use build_engine_sandbox as sandbox;
 use build_engine_solver::{CacheMap, ContentSelector, Failure, KeyPart, Ops};
 use build_engine_store::{ActiveLayer, CommitInfo, Snapshot, Store};
-use futures::future::BoxFuture;
+use futures::future::{BoxFuture, try_join_all};
 use rustix::fs::{Mode, OFlags};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::sources::{Images, LocalContext};
+use super::remote::Remote;
+use super::sources::{Images, LocalContext, PinnedImage};
 use super::{events as clock, files, keys};
 use crate::{ExitKind, Report};
 
@@ -35,7 +36,24 @@ pub(super) enum Output {
     Snapshot(Snapshot),
     /// Local files, read in place.
     Context(Arc<LocalContext>),
+    /// Trees of which some may not be in the store yet: images that nobody has read a file of.
+    Lazy(Arc<[Part]>),
 }
+
+/// A stack of layers.
+#[derive(Clone)]
+pub(super) enum Part {
+    /// Those of an image, which may still have to be fetched.
+    Image(Arc<PinnedImage>),
+    /// Those of a snapshot.
+    Layers(Snapshot),
+}
+
+/// Between the parts of a saved [`Output::Lazy`].
+const PART_SEPARATOR: char = '|';
+
+/// Before the digest of the manifest of a saved [`Part::Image`].
+const IMAGE_PART: &str = "image:";
 
 /// A failure that knows what kind it is and what to tell.
 #[derive(Debug, thiserror::Error)]
@@ -74,6 +92,7 @@ impl StepError {
 /// The parts that a worker has once, and every build uses.
 pub(super) struct Parts {
     pub(super) store: Store,
+    pub(super) remote: Arc<Remote>,
     pub(super) launcher: sandbox::Launcher,
     pub(super) running: Arc<Semaphore>,
     /// Notes that were given already: once per worker is enough.
@@ -89,6 +108,8 @@ pub(super) struct BuildOps {
     pub(super) limits: sandbox::Limits,
     pub(super) shm_size_bytes: u64,
     pub(super) lease: Arc<build_engine_store::Lease>,
+    /// Sources whose files some vertex reads: they are fetched as soon as they are wanted. Others may never be.
+    pub(super) read_sources: BTreeSet<Digest>,
     /// Whether a network should be made when the first vertex runs.
     pub(super) network_wanted: std::sync::atomic::AtomicBool,
 }
@@ -109,20 +130,24 @@ impl Ops for BuildOps {
                 });
             }
             let image = self.images.pinned(&source.identifier, vertex.platform()).map_err(Failure::new)?;
-            let parts = vec![KeyPart::new("image", image.found.manifest_digest.to_string())];
+            let parts = vec![KeyPart::new("image", image.found.manifest_descriptor.digest.to_string())];
             Ok(CacheMap { parts, inputs: vec![], unique: false })
         })
     }
 
     fn content_digest(
         &self,
-        _vertex: &Arc<Vertex>,
+        vertex: &Arc<Vertex>,
         _input: usize,
         output: Output,
         selector: &ContentSelector,
     ) -> BoxFuture<'_, Result<Digest, Failure>> {
-        let (parts, selector) = (Arc::clone(&self.parts), selector.clone());
-        blocking(move || files::content_digest(&parts.store, &output, &selector))
+        let (parts, selector, vertex) = (Arc::clone(&self.parts), selector.clone(), Arc::clone(vertex));
+        Box::pin(async move {
+            let quiet: Arc<dyn EventSink> = Arc::new(|_: Event| {});
+            let output = self.with_files(output, vertex.digest(), &quiet).await.map_err(Failure::new)?;
+            blocking(move || files::content_digest(&parts.store, &output, &selector)).await
+        })
     }
 
     fn permit(&self, _vertex: &Arc<Vertex>) -> BoxFuture<'_, Self::Permit> {
@@ -139,10 +164,16 @@ impl Ops for BuildOps {
         let vertex = Arc::clone(vertex);
         Box::pin(async move {
             self.expect_exec(&vertex);
+            let inputs = if matches!(vertex.op(), Op::Exec(_) | Op::File(_) | Op::Diff(_)) {
+                let with_files = inputs.into_iter().map(|input| self.with_files(input, vertex.digest(), &events));
+                try_join_all(with_files).await.map_err(Failure::new)?
+            } else {
+                inputs
+            };
             let result = match vertex.op() {
                 Op::Source(source) => match source.identifier.strip_prefix("local://") {
                     Some(name) => self.local(name, source).map(|context| vec![Output::Context(Arc::new(context))]),
-                    None => self.unpack(&vertex, &source.identifier, events).await,
+                    None => self.image(&vertex, &source.identifier, &events).await.map(|output| vec![output]),
                 },
                 Op::Exec(exec) => self.exec(&vertex, exec, inputs, events).await,
                 Op::File(_) => {
@@ -173,17 +204,24 @@ impl Ops for BuildOps {
         match output {
             Output::Snapshot(snapshot) => Some(snapshot.to_string()),
             Output::Context(_) => None,
+            Output::Lazy(parts) => {
+                let parts = parts.iter().map(|part| match part {
+                    Part::Image(image) => format!("{IMAGE_PART}{}", image.found.manifest_descriptor.digest),
+                    Part::Layers(snapshot) => snapshot.to_string(),
+                });
+                Some(parts.collect::<Vec<_>>().join(&PART_SEPARATOR.to_string()))
+            }
         }
     }
 
     fn load(&self, value: &str) -> BoxFuture<'_, Option<Output>> {
-        let snapshot = value.parse::<Snapshot>().ok();
+        let output = self.saved(value);
         Box::pin(async move {
-            let output = Output::Snapshot(snapshot?);
+            let output = output?;
             // Held before it is looked for: what is found then stays.
             self.keep(&output).ok()?;
-            let Output::Snapshot(snapshot) = &output else { return None };
-            self.parts.store.exists(snapshot).then_some(output)
+            let complete = snapshots(&output).all(|snapshot| self.parts.store.exists(snapshot));
+            complete.then_some(output)
         })
     }
 }
@@ -200,13 +238,38 @@ impl BuildOps {
     }
 
     fn keep(&self, output: &Output) -> Result<(), Failure> {
-        match output {
-            Output::Snapshot(snapshot) => self
-                .lease
+        for snapshot in snapshots(output) {
+            self.lease
                 .hold(snapshot)
-                .map(|_| ())
-                .map_err(|error| Failure::new(StepError::store("cannot hold a snapshot", &error))),
-            Output::Context(_) => Ok(()),
+                .map_err(|error| Failure::new(StepError::store("cannot hold a snapshot", &error)))?;
+        }
+        Ok(())
+    }
+
+    /// The output that was saved as `value`; an image must be one of this build's.
+    fn saved(&self, value: &str) -> Option<Output> {
+        if let Ok(snapshot) = value.parse() {
+            return Some(Output::Snapshot(snapshot));
+        }
+        let parts = value.split(PART_SEPARATOR).map(|part| match part.strip_prefix(IMAGE_PART) {
+            Some(digest) => self.images.with_manifest(&digest.parse().ok()?).map(Part::Image),
+            None => part.parse().ok().map(Part::Layers),
+        });
+        parts.collect::<Option<Arc<[Part]>>>().map(Output::Lazy)
+    }
+
+    /// The same output with all its files in the store.
+    async fn with_files(
+        &self,
+        output: Output,
+        vertex: &Digest,
+        events: &Arc<dyn EventSink>,
+    ) -> Result<Output, StepError> {
+        match output {
+            Output::Snapshot(_) | Output::Context(_) => Ok(output),
+            Output::Lazy(parts) => {
+                self.images.materialize(&self.lease, &parts, vertex, events).await.map(Output::Snapshot)
+            }
         }
     }
 
@@ -215,29 +278,39 @@ impl BuildOps {
         LocalContext::new(path, source)
     }
 
-    /// Brings an image's layers into the store, those that are not there yet.
-    async fn unpack(
+    /// An image: its files, where somebody reads them; else only what it is.
+    async fn image(
         &self,
         vertex: &Arc<Vertex>,
         identifier: &str,
-        events: Arc<dyn EventSink>,
-    ) -> Result<Vec<Output>, StepError> {
+        events: &Arc<dyn EventSink>,
+    ) -> Result<Output, StepError> {
         let image = self.images.pinned(identifier, vertex.platform())?;
-        let (parts, digest) = (Arc::clone(&self.parts), vertex.digest().clone());
-        let images = Arc::clone(&self.images);
-        let lease = Arc::clone(&self.lease);
-        spawn(move || {
-            images
-                .unpack(&parts.store, &lease, &image, &digest, &*events)
-                .map(|snapshot| vec![Output::Snapshot(snapshot)])
-        })
-        .await
+        if !self.read_sources.contains(vertex.digest()) {
+            return Ok(Output::Lazy([Part::Image(image)].into()));
+        }
+        self.images.unpack(&self.lease, &image, vertex.digest(), events).await.map(Output::Snapshot)
     }
 
     fn merge(&self, merge: &build_engine_graph::MergeOp, inputs: &[Output]) -> Result<Vec<Output>, StepError> {
-        let snapshots: Vec<Snapshot> =
-            merge.inputs.iter().map(|input| snapshot_of(inputs, *input)).collect::<Result<_, _>>()?;
-        Ok(vec![Output::Snapshot(Snapshot::merge(&snapshots))])
+        let mut parts: Vec<Part> = Vec::new();
+        for input in &merge.inputs {
+            match input.and_then(|input| inputs.get(input)) {
+                Some(Output::Lazy(lazy)) => parts.extend(lazy.iter().cloned()),
+                _ => parts.push(Part::Layers(snapshot_of(inputs, *input)?)),
+            }
+        }
+        let snapshots: Option<Vec<Snapshot>> = parts
+            .iter()
+            .map(|part| match part {
+                Part::Layers(snapshot) => Some(snapshot.clone()),
+                Part::Image(_) => None,
+            })
+            .collect();
+        Ok(vec![match snapshots {
+            Some(snapshots) => Output::Snapshot(Snapshot::merge(&snapshots)),
+            None => Output::Lazy(parts.into()),
+        }])
     }
 
     async fn exec(
@@ -364,6 +437,19 @@ async fn spawn<T: Send + 'static>(
     }
 }
 
+/// The snapshots of an output that are in the store.
+fn snapshots(output: &Output) -> impl Iterator<Item = &Snapshot> {
+    let (one, parts): (Option<&Snapshot>, &[Part]) = match output {
+        Output::Snapshot(snapshot) => (Some(snapshot), &[]),
+        Output::Context(_) => (None, &[]),
+        Output::Lazy(parts) => (None, parts),
+    };
+    one.into_iter().chain(parts.iter().filter_map(|part| match part {
+        Part::Layers(snapshot) => Some(snapshot),
+        Part::Image(_) => None,
+    }))
+}
+
 pub(super) fn internal(message: impl Into<String>) -> StepError {
     StepError::new(ExitKind::Internal, Report::new("internal", message))
 }
@@ -373,6 +459,7 @@ pub(super) fn snapshot_of(outputs: &[Output], input: Option<usize>) -> Result<Sn
     match outputs.get(input) {
         Some(Output::Snapshot(snapshot)) => Ok(snapshot.clone()),
         Some(Output::Context(_)) => Err(internal("local files cannot be changed in place")),
+        Some(Output::Lazy(_)) => Err(internal("an image whose files are wanted was not fetched")),
         None => Err(internal(format!("there is no input {input}"))),
     }
 }

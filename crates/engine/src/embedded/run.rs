@@ -5,39 +5,26 @@ use std::sync::Arc;
 
 use super::build::{Engine, blocking, step_error};
 use super::ops::{self, StepError};
-use super::sources::Images;
+use super::sources::{Images, Policy};
 use crate::{BuildError, ExitKind, NetworkMode, Report, RunRequest};
 use build_engine_graph::{Event, EventSink, LogStream};
-use build_engine_oci::{Digest, ImageConfig, Platform, Reference};
+use build_engine_oci::{Digest, ImageConfig, Platform};
 use build_engine_sandbox as sandbox;
 use build_engine_store::Snapshot;
 
 impl Engine {
     /// Runs a command in an image of the store; what it writes to the image is thrown away. Returns its exit code.
     pub(super) async fn run(&self, request: RunRequest) -> Result<i32, BuildError> {
-        let parts = Arc::clone(&self.parts);
-        let name = request.image.clone();
-        let (snapshot, config, lease) = blocking(move || {
-            let store = &parts.store;
-            let reference = match name.parse::<Digest>() {
-                Ok(digest) => format!("image@{digest}"),
-                Err(_) => name.clone(),
-            };
-            let reference: Reference = reference.parse().map_err(|error: build_engine_oci::InvalidReference| {
-                StepError::new(ExitKind::Input, Report::new("invalid-reference", error.to_string()))
-            })?;
-            let platform = Platform::host();
-            let images = Images::new(store.clone());
-            let identifier = format!("docker-image://{}", reference.or_latest());
-            let pinned = images.open(&identifier, &platform)?;
-            let lease = store.lease().map_err(|error| StepError::store("cannot take a lease", &error))?;
-            let quiet: &dyn EventSink = &|_: Event| {};
-            let snapshot = images.unpack(store, &lease, &pinned, &Digest::sha256(b"run"), quiet)?;
-            let config: ImageConfig = serde_json::from_slice(&pinned.found.config)
-                .map_err(|error| ops::internal(format!("a config that was read before does not parse: {error}")))?;
-            Ok((snapshot, config, lease))
-        })
-        .await?;
+        let reference = super::transfer::reference(&request.image)?;
+        let images = Images::new(Arc::clone(&self.parts.remote), Policy::default());
+        let pinned = images.open(&format!("docker-image://{reference}"), &Platform::host()).await?;
+        let lease = self.parts.store.lease().map_err(|error| StepError::store("cannot take a lease", &error))?;
+        let lease = Arc::new(lease);
+        let quiet: Arc<dyn EventSink> = Arc::new(|_: Event| {});
+        let snapshot = images.unpack(&lease, &pinned, &Digest::sha256(b"run"), &quiet).await?;
+        let config: ImageConfig = serde_json::from_slice(&pinned.found.config)
+            .map_err(|error| ops::internal(format!("a config that was read before does not parse: {error}")))
+            .map_err(step_error)?;
         let code = self.run_step(&request, &snapshot, &config).await;
         drop(lease);
         code

@@ -17,6 +17,7 @@ use tokio::task::JoinHandle;
 
 use super::build::Engine;
 use super::frame::{self, Answer, Call, Question};
+use super::remote::FaceCredentials;
 use crate::{BuildError, ExitKind, Report};
 
 /// Argument that leaves steps in the host's user namespace (`--userns=host`).
@@ -85,13 +86,14 @@ async fn serve(stream: UnixStream, entered: Result<sandbox::worker::Entered, Bui
     });
     let mut calls = Calls::new();
     let mut entered = Some(entered);
+    let face = Arc::new(FaceCredentials::new(answers.clone()));
     let mut engine: Result<Arc<Engine>, BuildError> = Err(BuildError::internal("no store was opened"));
     while let Ok(Some(call)) = frame::read::<Call>(&mut reader).await {
         calls.retain(|_, task| !task.is_finished());
         match call {
             Call::Open { options } => {
                 if let Some(entered) = entered.take() {
-                    engine = entered.and_then(|entered| Engine::open(&options, &entered)).map(Arc::new);
+                    engine = entered.and_then(|entered| Engine::open(&options, &entered, face.clone())).map(Arc::new);
                 }
             }
             Call::Build { id, request } => {
@@ -99,6 +101,15 @@ async fn serve(stream: UnixStream, entered: Result<sandbox::worker::Entered, Bui
                 let engine = engine.clone();
                 calls.insert(id, answer(id, &answers, async move { to_value(engine?.build(*request, events).await?) }));
             }
+            Call::Transfer { id, request } => {
+                let events = Arc::new(Events { id, answers: answers.clone() });
+                let engine = engine.clone();
+                calls.insert(
+                    id,
+                    answer(id, &answers, async move { to_value(engine?.transfer(*request, events).await?) }),
+                );
+            }
+            Call::Credential { ask, result } => face.answered(ask, result),
             Call::Run { id, request } => {
                 let engine = engine.clone();
                 calls.insert(id, answer(id, &answers, async move { to_value(engine?.run(*request).await?) }));
@@ -178,6 +189,9 @@ async fn ask(engine: &Engine, question: Question) -> Result<Value, BuildError> {
     match question {
         Question::Images => to_value(engine.images().await?),
         Question::RemoveImage { name } => to_value(engine.remove_image(name).await?),
+        Question::Lock { request } => to_value(engine.lock(*request).await?),
+        Question::Tag { image, name } => to_value(engine.tag(image, name).await?),
+        Question::Inspect { place } => to_value(engine.inspect(place).await?),
         Question::Verify => to_value(engine.verify().await?),
         Question::Prune { all } => to_value(engine.prune(all).await?),
         Question::WorkerInfo => to_value(engine.worker_info()),

@@ -9,9 +9,10 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use build_engine_oci::DiffId;
-use build_engine_rootfs::{Attributes, Device, Error, Kind, Metadata, OwnedPlace, Place, Time, Tree, is_engine_xattr};
+use build_engine_rootfs::{Attributes, Device, Error, Kind, OwnedPlace, Place, Time, Tree, is_engine_xattr};
 use rustix::io::Errno;
 
+use super::below::{Below, Found};
 use super::error::escape;
 use super::read::{Archive, EntryKind, TarEntry};
 use super::{LayerError, Limits, OPAQUE, WHITEOUT, WHITEOUT_META};
@@ -24,9 +25,9 @@ const NAME_BYTES: usize = 255;
 pub struct ApplyOptions<'a> {
     /// What the layer may contain at most.
     pub limits: Limits,
-    /// The layers below, topmost first. A directory that the layer leaves out gets its attributes from there, and a
-    /// hard link to a file that only they have copies it up. Without them such a directory is root's with mode 0755,
-    /// and such a link is refused.
+    /// The layers below, topmost first. A directory that the layer leaves out gets its attributes from there, symbolic
+    /// links that they have on the way are followed, and a hard link to a file that only they have copies it up.
+    /// Without them such a directory is root's with mode 0755, and such a link is refused.
     pub lowers: &'a [&'a Tree],
 }
 
@@ -65,12 +66,21 @@ pub(crate) struct Unpack<'a> {
 /// See [`apply`].
 pub(crate) fn unpack(reader: impl Read, into: &Tree, how: &Unpack<'_>) -> Result<Applied, LayerError> {
     let mut archive = Archive::new(reader, how.options.limits);
-    let mut target = Target { tree: into, how, parent: None, dirs: Vec::new(), skipped_xattrs: 0 };
+    let mut target = Target {
+        tree: into,
+        how,
+        below: Below::new(into, how.options.lowers),
+        parent: None,
+        root_opaque: false,
+        made_dirs: 0,
+        copied_bytes: 0,
+        skipped_xattrs: 0,
+    };
     let mut buffer = vec![0; 128 << 10];
     while let Some(entry) = archive.next()? {
-        target.entry(&entry, &mut archive, &mut buffer)?;
+        target.entry(&entry, &mut archive, &mut buffer).map_err(|error| of_entry(error, &entry))?;
     }
-    target.finish_dirs()?;
+    target.finish()?;
     let skipped_xattrs = target.skipped_xattrs;
     let (diff_id, size_bytes, entries) = archive.finish()?;
     Ok(Applied { diff_id, size_bytes, entries, skipped_xattrs })
@@ -79,11 +89,41 @@ pub(crate) fn unpack(reader: impl Read, into: &Tree, how: &Unpack<'_>) -> Result
 struct Target<'a> {
     tree: &'a Tree,
     how: &'a Unpack<'a>,
+    below: Below<'a>,
     /// The directory of the last entry, kept open.
-    parent: Option<(PathBuf, Tree)>,
-    /// Directories and their times, which are set when nothing is created in them any more.
-    dirs: Vec<(PathBuf, Time)>,
+    parent: Option<OpenDir>,
+    /// Whether the layer hides everything below it.
+    root_opaque: bool,
+    /// Directories that no entry mentions. They count as entries: a single name can ask for a thousand.
+    made_dirs: u64,
+    /// What was copied from the layers below. It counts as content: a link of 512 bytes can ask for any amount.
+    copied_bytes: u64,
     skipped_xattrs: u64,
+}
+
+/// A directory that entries are put into. Its time is that of its own entry, not that of the last change: it is set
+/// again when no more entries follow each other there.
+struct OpenDir {
+    path: PathBuf,
+    tree: Tree,
+    mtime: Time,
+}
+
+impl OpenDir {
+    fn new(path: &Path, tree: Tree) -> Result<Self, LayerError> {
+        let itself = Place::new(tree.fd(), OsStr::new("."), tree.ids());
+        let mtime = itself.metadata().map_err(|errno| Error::new("read", path, errno))?.mtime;
+        Ok(Self { path: path.to_owned(), tree, mtime })
+    }
+
+    fn place<'a>(&'a self, name: &'a OsStr) -> Place<'a> {
+        Place::new(self.tree.fd(), name, self.tree.ids())
+    }
+
+    fn leave(self) -> Result<(), LayerError> {
+        let restored = self.place(OsStr::new(".")).set_times(self.mtime);
+        Ok(restored.map_err(|errno| Error::new("change time of", &self.path, errno))?)
+    }
 }
 
 impl Target<'_> {
@@ -103,15 +143,25 @@ impl Target<'_> {
             };
         };
         let parent = path.parent().unwrap_or(Path::new(""));
-        if self.how.whiteouts && name.as_bytes().starts_with(WHITEOUT) {
-            return self.whiteout(entry, parent, name);
+        if self.how.whiteouts {
+            for reserved in parent.iter().filter(|name| name.as_bytes().starts_with(WHITEOUT)) {
+                if reserved.as_bytes().starts_with(WHITEOUT_META) {
+                    // Bookkeeping of AUFS.
+                    return Ok(());
+                }
+                return Err(refused(entry, "something in a whiteout"));
+            }
+            if name.as_bytes().starts_with(WHITEOUT) {
+                return self.whiteout(entry, parent, name);
+            }
         }
         let failed = |errno| LayerError::from(Error::new("create", &path, errno));
-        let dir = self.parent_dir(parent)?;
-        let place = Place::new(dir.fd(), name, self.tree.ids());
+        let dir = self.enter(parent)?;
+        let place = dir.place(name);
+        let mut removed_dir = false;
+        // A new directory in place of something else shows nothing of a directory that the layers below have there.
         let mut hides_lower = false;
         if let Some(found) = place.find().map_err(failed)? {
-            hides_lower = found.is_whiteout();
             let merges = found.is_dir() && entry.kind == EntryKind::Node(Kind::Directory);
             if !merges {
                 // A hard link to itself would remove its own target.
@@ -119,56 +169,72 @@ impl Target<'_> {
                     return Err(refused(entry, "a hard link to itself"));
                 }
                 place.remove_all().map_err(failed)?;
+                removed_dir = found.is_dir();
+                hides_lower = true;
             }
         }
-        let kind = match entry.kind {
-            EntryKind::HardLink => {
-                let result = self.hard_link(entry, place);
-                self.restore_parent(parent, dir);
-                return result;
+        match entry.kind {
+            EntryKind::HardLink => self.hard_link(entry, place)?,
+            EntryKind::Node(kind) => {
+                self.node(entry, kind, place, hides_lower, archive, buffer).map_err(|error| match error {
+                    NodeError::Layer(error) => error,
+                    NodeError::Errno(errno) => failed(errno),
+                })?
             }
-            EntryKind::Node(kind) => kind,
-        };
+        }
+        if removed_dir {
+            // The way to this directory may have led through the one that was removed.
+            return dir.leave();
+        }
+        self.parent = Some(dir);
+        Ok(())
+    }
+
+    /// Creates what an entry describes.
+    fn node<R: Read>(
+        &mut self,
+        entry: &TarEntry,
+        kind: Kind,
+        place: Place<'_>,
+        hides_lower: bool,
+        archive: &mut Archive<R>,
+        buffer: &mut [u8],
+    ) -> Result<(), NodeError> {
         let (uid, gid) = self.how.owner.unwrap_or((entry.uid, entry.gid));
         let device = Device { major: entry.device.0, minor: entry.device.1 };
         let attributes = Attributes { kind, mode: entry.mode, uid, gid, device };
         match kind {
             Kind::File => {
-                let file = place.create_file(0o600).map_err(failed)?;
+                let file = place.create_file(0o600)?;
                 self.write_content(entry, archive, &file, buffer)?;
-                place.set_new_attributes(file.as_fd(), &attributes).map_err(failed)?;
+                place.set_new_attributes(file.as_fd(), &attributes)?;
             }
             Kind::Directory => {
                 match place.mkdir(0o700) {
-                    Ok(()) if hides_lower => place.set_opaque().map_err(failed)?,
+                    Ok(()) if hides_lower => place.set_opaque()?,
                     Ok(()) | Err(Errno::EXIST) => {}
-                    Err(errno) => return Err(failed(errno)),
+                    Err(errno) => return Err(errno.into()),
                 }
-                place.set_attributes(&attributes).map_err(failed)?;
+                place.set_attributes(&attributes)?;
             }
             Kind::Symlink => {
                 if entry.link.is_empty() {
-                    return Err(refused(entry, "a symbolic link without a target"));
+                    return Err(refused(entry, "a symbolic link without a target").into());
                 }
-                place.symlink(OsStr::from_bytes(&entry.link)).map_err(failed)?;
-                place.set_attributes(&attributes).map_err(failed)?;
+                place.symlink(OsStr::from_bytes(&entry.link))?;
+                place.set_attributes(&attributes)?;
             }
             Kind::CharDevice if device == Device::default() => {
-                return Err(refused(entry, "the device 0:0 stands for a deletion, which has another form in a layer"));
+                let reason = "the device 0:0 stands for a deletion, which has another form in a layer";
+                return Err(refused(entry, reason).into());
             }
             Kind::CharDevice | Kind::BlockDevice | Kind::Fifo | Kind::Socket => {
-                place.create_special(kind, entry.mode, device).map_err(failed)?;
-                place.set_attributes(&attributes).map_err(failed)?;
+                place.create_special(kind, entry.mode, device)?;
+                place.set_attributes(&attributes)?;
             }
         }
         self.set_xattrs(entry, place)?;
-        if kind == Kind::Directory {
-            self.dirs.push((path.clone(), entry.mtime));
-        } else {
-            place.set_times(entry.mtime).map_err(failed)?;
-        }
-        self.restore_parent(parent, dir);
-        Ok(())
+        set_times(entry, place)
     }
 
     /// The path that a name in the archive means; the root is the empty path.
@@ -197,71 +263,66 @@ impl Target<'_> {
         Ok(path)
     }
 
-    /// Opens the directory for an entry, making what is missing. Symbolic links that the layer itself has on the way
-    /// are followed inside the tree.
-    fn parent_dir(&mut self, path: &Path) -> Result<Tree, LayerError> {
-        if let Some((last, dir)) = self.parent.take()
-            && last == path
-        {
-            return Ok(dir);
+    /// Opens the directory for an entry, making what is missing, and leaves the one before.
+    fn enter(&mut self, path: &Path) -> Result<OpenDir, LayerError> {
+        if let Some(last) = self.parent.take() {
+            if last.path == path {
+                return Ok(last);
+            }
+            last.leave()?;
         }
+        // Symbolic links that the layer itself has on the way are followed inside the tree.
         match self.tree.subtree(path) {
-            Ok(dir) => return Ok(dir),
-            Err(error) if error.errno() == Some(Errno::NOENT) => {}
-            Err(error) => return Err(error.into()),
+            Ok(dir) => OpenDir::new(path, dir),
+            Err(error) if error.is_not_found() => self.make_dirs(path),
+            Err(error) => Err(error.into()),
         }
-        for made in self.tree.mkdir_all(path, 0o755)? {
-            self.copy_dir_attributes(&made)?;
-        }
-        Ok(self.tree.subtree(path)?)
     }
 
-    /// Keeps the directory open for the next entry. What removes or replaces directories does not.
-    fn restore_parent(&mut self, path: &Path, dir: Tree) {
-        self.parent = Some((path.to_owned(), dir));
-    }
-
-    /// Gives a directory that the layer did not mention the attributes that it has in the layers below.
-    fn copy_dir_attributes(&mut self, path: &Path) -> Result<(), LayerError> {
-        let Some((_, lower)) = self.find_lower(path)? else { return Ok(()) };
-        let entry = lower.as_place().read_entry().map_err(|errno| Error::new("read", path, errno))?;
-        if !entry.metadata.is_dir() {
-            return Ok(());
-        }
-        let failed = |errno| Error::new("create", path, errno);
-        let place = self.tree.place(path)?;
-        place.as_place().set_attributes(&Attributes::from(&entry.metadata)).map_err(failed)?;
-        for (name, value) in &entry.xattrs {
-            place.as_place().set_image_xattr(name, value).map_err(failed)?;
-        }
-        self.dirs.push((path.to_owned(), entry.metadata.mtime));
-        Ok(())
-    }
-
-    /// The topmost lower layer's inode at `path`, if no layer above it deletes it.
-    fn find_lower(&self, path: &Path) -> Result<Option<(Metadata, OwnedPlace)>, LayerError> {
-        'lowers: for lower in self.how.options.lowers {
-            let mut prefix = PathBuf::new();
-            for name in path {
-                prefix.push(name);
-                let last = prefix.as_os_str().len() == path.as_os_str().len();
-                match lower.find(&prefix, false)? {
-                    Some(found) if found.is_whiteout() => return Ok(None),
-                    Some(found) if last => return Ok(Some((found, lower.place(&prefix)?))),
-                    Some(found) if found.is_dir() => {
-                        if lower.place(&prefix)?.as_place().read_entry().is_ok_and(|entry| entry.opaque)
-                            && lower.find(path, false)?.is_none()
-                        {
-                            return Ok(None);
-                        }
+    /// Makes a directory and those on the way to it, as the layers together show the way.
+    fn make_dirs(&mut self, path: &Path) -> Result<OpenDir, LayerError> {
+        let path_there = self.below.resolve(path, self.root_opaque)?;
+        let mut dir = OpenDir::new(Path::new(""), self.tree.try_clone()?)?;
+        let mut way = self.below.start(self.root_opaque);
+        for name in &path_there {
+            let current = dir.path.join(name);
+            let failed = |errno| LayerError::from(Error::new("create", &current, errno));
+            let found = self.below.step(&mut way, &current)?;
+            let place = dir.place(name);
+            match &found {
+                Found::Here(metadata) if metadata.is_dir() => {}
+                Found::Here(metadata) => {
+                    return Err(
+                        Error::WrongKind { path: current, found: metadata.kind, wanted: Kind::Directory }.into()
+                    );
+                }
+                Found::Deleted | Found::Nothing | Found::Below(..) => {
+                    self.made_dirs += 1;
+                    let limit = self.how.options.limits.entries;
+                    if self.made_dirs > limit {
+                        return Err(LayerError::Limit { what: "entries", limit });
                     }
-                    // Something else hides the directory that the layers below it may have.
-                    Some(_) => return Ok(None),
-                    None => continue 'lowers,
+                    if matches!(found, Found::Deleted) {
+                        place.unlink().map_err(failed)?;
+                    }
+                    place.mkdir(0o755).map_err(failed)?;
+                    if matches!(found, Found::Deleted) {
+                        place.set_opaque().map_err(failed)?;
+                    }
                 }
             }
+            let tree = dir.tree.subtree(name)?;
+            if let Found::Below(metadata, lower) = &found
+                && metadata.is_dir()
+            {
+                copy_attributes(lower.as_place(), place).map_err(failed)?;
+            }
+            let next = OpenDir::new(&current, tree)?;
+            std::mem::replace(&mut dir, next).leave()?;
         }
-        Ok(None)
+        // The next entry asks for it by the name that this one had.
+        path.clone_into(&mut dir.path);
+        Ok(dir)
     }
 
     /// `.wh.NAME` deletes `NAME` of the layers below, `.wh..wh..opq` everything that they have in this directory. What
@@ -269,10 +330,16 @@ impl Target<'_> {
     fn whiteout(&mut self, entry: &TarEntry, parent: &Path, name: &OsStr) -> Result<(), LayerError> {
         let deleted = &name.as_bytes()[WHITEOUT.len()..];
         if name.as_bytes() == OPAQUE {
-            let dir = self.parent_dir(parent)?;
-            let place = Place::new(dir.fd(), OsStr::new("."), self.tree.ids());
-            place.set_opaque().map_err(|errno| Error::new("create", parent, errno))?;
-            self.restore_parent(parent, dir);
+            let dir = self.enter(parent)?;
+            if Place::new(self.tree.fd(), OsStr::new("."), self.tree.ids()).metadata().map(|root| root.identity())
+                == dir.place(OsStr::new(".")).metadata().map(|here| here.identity())
+            {
+                self.root_opaque = true;
+            } else {
+                let done = dir.place(OsStr::new(".")).set_opaque();
+                done.map_err(|errno| Error::new("create", parent, errno))?;
+            }
+            self.parent = Some(dir);
             return Ok(());
         }
         if name.as_bytes().starts_with(WHITEOUT_META) {
@@ -283,8 +350,8 @@ impl Target<'_> {
             return Err(refused(entry, "a whiteout of nothing"));
         }
         let path = parent.join(OsStr::from_bytes(deleted));
-        let dir = self.parent_dir(parent)?;
-        let place = Place::new(dir.fd(), OsStr::from_bytes(deleted), self.tree.ids());
+        let dir = self.enter(parent)?;
+        let place = dir.place(OsStr::from_bytes(deleted));
         let done = match place.find() {
             Ok(None) => place.whiteout(),
             Ok(Some(found)) if found.is_dir() => place.set_opaque(),
@@ -292,7 +359,22 @@ impl Target<'_> {
             Err(errno) => Err(errno),
         };
         done.map_err(|errno| Error::new("create", &path, errno))?;
-        self.restore_parent(parent, dir);
+        self.parent = Some(dir);
+        Ok(())
+    }
+
+    /// An opaque root, for which a tree has no mark: everything that the layers below have there is deleted by name.
+    fn hide_all_below(&self) -> Result<(), LayerError> {
+        for name in self.below.root_names()? {
+            let place = Place::new(self.tree.fd(), &name, self.tree.ids());
+            let done = match place.find() {
+                Ok(None) => place.whiteout(),
+                Ok(Some(found)) if found.is_dir() => place.set_opaque(),
+                Ok(Some(_)) => Ok(()),
+                Err(errno) => Err(errno),
+            };
+            done.map_err(|errno| Error::new("create", &name, errno))?;
+        }
         Ok(())
     }
 
@@ -301,45 +383,56 @@ impl Target<'_> {
         if target.as_os_str().is_empty() {
             return Err(refused(entry, "a hard link to the root"));
         }
-        let failed = |errno| LayerError::from(Error::new("create", &target, errno));
-        let mut found = match self.tree.place(&target) {
-            Ok(found) => found.as_place().find().map_err(failed)?.map(|metadata| (metadata, found)),
+        let missing = || refused(entry, &format!("its target `{}` does not exist", escape(&entry.link)));
+        let here = match self.tree.place(&target) {
+            Ok(here) => here.as_place().find().map_err(|errno| Error::new("open", &target, errno))?.map(|_| here),
             Err(error) if error.is_not_found() => None,
             Err(error) => return Err(error.into()),
         };
-        if found.is_none()
-            && let Some((metadata, lower)) = self.find_lower(&target)?
-            && !metadata.is_dir()
-        {
-            self.copy_up(&target, lower.as_place())?;
-            found = Some((metadata, self.tree.place(&target)?));
+        let existing = match here {
+            Some(here) => here,
+            None => self.copy_up(&target)?.ok_or_else(missing)?,
+        };
+        let failed = |errno| LayerError::from(Error::new("create", &target, errno));
+        let metadata = existing.as_place().metadata().map_err(failed)?;
+        if metadata.is_dir() {
+            return Err(refused(entry, "a hard link to a directory"));
         }
-        match found {
-            None => Err(refused(entry, &format!("its target `{}` does not exist", escape(&entry.link)))),
-            Some((metadata, _)) if metadata.is_dir() => Err(refused(entry, "a hard link to a directory")),
-            Some((metadata, _)) if metadata.is_whiteout() => {
-                Err(refused(entry, &format!("its target `{}` does not exist", escape(&entry.link))))
-            }
-            Some((metadata, existing)) => {
-                place.hard_link(existing.as_place()).map_err(failed)?;
-                // The entry describes the inode once more, and the last description counts, as in containerd.
-                let (uid, gid) = self.how.owner.unwrap_or((entry.uid, entry.gid));
-                let Metadata { kind, device, .. } = metadata;
-                let attributes = Attributes { kind, mode: entry.mode, uid, gid, device };
-                place.set_attributes(&attributes).map_err(failed)?;
-                self.set_xattrs(entry, place)?;
-                place.set_times(entry.mtime).map_err(failed)
-            }
+        if metadata.is_whiteout() {
+            return Err(missing());
         }
+        // A placeholder of a device stays one.
+        let Attributes { kind, device, .. } = existing.as_place().read_attributes().map_err(failed)?;
+        place.hard_link(existing.as_place()).map_err(failed)?;
+        // The entry describes the inode once more, and the last description counts, as in containerd.
+        let (uid, gid) = self.how.owner.unwrap_or((entry.uid, entry.gid));
+        place.set_attributes(&Attributes { kind, mode: entry.mode, uid, gid, device }).map_err(failed)?;
+        self.set_xattrs(entry, place)?;
+        set_times(entry, place).map_err(|error| match error {
+            NodeError::Layer(error) => error,
+            NodeError::Errno(errno) => failed(errno),
+        })
     }
 
-    /// Copies what a lower layer has at `path` to the same path here, as overlayfs does before it links it.
-    fn copy_up(&mut self, path: &Path, lower: Place<'_>) -> Result<(), LayerError> {
-        let failed = |errno| LayerError::from(Error::new("copy", path, errno));
+    /// Copies what the layers below have at `target` to the same path here, as overlayfs does before it links it.
+    fn copy_up(&mut self, target: &Path) -> Result<Option<OwnedPlace>, LayerError> {
+        let (parent, name) = (target.parent().unwrap_or(Path::new("")), target.file_name().unwrap_or_default());
+        let path = self.below.resolve(parent, self.root_opaque)?.join(name);
+        let (found, lower) = match self.below.find(&path, self.root_opaque)? {
+            Found::Here(_) => return Ok(Some(self.tree.place(&path)?)),
+            Found::Below(found, lower) if !found.is_dir() => (found, lower),
+            Found::Below(..) | Found::Deleted | Found::Nothing => return Ok(None),
+        };
+        self.copied_bytes = self.copied_bytes.saturating_add(found.size);
+        let limit = self.how.options.limits.content_bytes;
+        if self.copied_bytes > limit {
+            return Err(LayerError::Limit { what: "content in bytes", limit });
+        }
+        let failed = |errno| LayerError::from(Error::new("copy", &path, errno));
+        let lower = lower.as_place();
         let entry = lower.read_entry().map_err(failed)?;
-        let dir = self.parent_dir(path.parent().unwrap_or(Path::new("")))?;
-        let name = path.file_name().unwrap_or_default();
-        let place = Place::new(dir.fd(), name, self.tree.ids());
+        let dir = self.enter(path.parent().unwrap_or(Path::new("")))?;
+        let place = dir.place(name);
         let attributes = Attributes::from(&entry.metadata);
         match entry.metadata.kind {
             Kind::File => {
@@ -364,7 +457,9 @@ impl Target<'_> {
         for (name, value) in &entry.xattrs {
             place.set_image_xattr(name, value).map_err(failed)?;
         }
-        place.set_times(entry.metadata.mtime).map_err(failed)
+        place.set_times(entry.metadata.mtime).map_err(failed)?;
+        dir.leave()?;
+        Ok(Some(self.tree.place(&path)?))
     }
 
     fn write_content<R: Read>(
@@ -410,20 +505,64 @@ impl Target<'_> {
         Ok(())
     }
 
-    /// Sets the times of directories, innermost and latest first; a later entry of the same directory wins.
-    fn finish_dirs(&mut self) -> Result<(), LayerError> {
-        for (path, time) in std::mem::take(&mut self.dirs) {
-            let place = match self.tree.place(&path) {
-                Ok(place) => place,
-                Err(error) if error.is_not_found() => continue,
-                Err(error) => return Err(error.into()),
-            };
-            // A later entry may have replaced it.
-            if place.as_place().find().is_ok_and(|found| found.is_some_and(|found| found.is_dir())) {
-                place.as_place().set_times(time).map_err(|errno| Error::new("change time of", &path, errno))?;
-            }
+    fn finish(&mut self) -> Result<(), LayerError> {
+        if let Some(last) = self.parent.take() {
+            last.leave()?;
         }
-        Ok(())
+        if self.root_opaque { self.hide_all_below() } else { Ok(()) }
+    }
+}
+
+/// Gives a directory that the layer did not mention what it has in the layers below.
+fn copy_attributes(lower: Place<'_>, place: Place<'_>) -> rustix::io::Result<()> {
+    let entry = lower.read_entry()?;
+    place.set_attributes(&Attributes::from(&entry.metadata))?;
+    for (name, value) in &entry.xattrs {
+        place.set_image_xattr(name, value)?;
+    }
+    place.set_times(entry.metadata.mtime)
+}
+
+/// Times that every file system in use keeps.
+const COMMON_TIMES: std::ops::Range<i64> = -(1 << 31)..1 << 31;
+
+fn set_times(entry: &TarEntry, place: Place<'_>) -> Result<(), NodeError> {
+    place.set_times(entry.mtime)?;
+    // The kernel puts a time that the file system cannot keep to the nearest one that it can, without a word.
+    if !COMMON_TIMES.contains(&entry.mtime.seconds) && place.metadata()?.mtime != entry.mtime {
+        let reason = format!("the file system cannot keep its time, {} seconds since 1970", entry.mtime.seconds);
+        return Err(refused(entry, &reason).into());
+    }
+    Ok(())
+}
+
+/// A failure whose path is not known yet.
+enum NodeError {
+    Errno(Errno),
+    Layer(LayerError),
+}
+
+impl From<Errno> for NodeError {
+    fn from(errno: Errno) -> Self {
+        Self::Errno(errno)
+    }
+}
+
+impl From<LayerError> for NodeError {
+    fn from(error: LayerError) -> Self {
+        Self::Layer(error)
+    }
+}
+
+/// Tells what the layer is to blame for from failures of the system: no tree has a file below a file.
+fn of_entry(error: LayerError, entry: &TarEntry) -> LayerError {
+    const OF_THE_LAYER: [Errno; 6] =
+        [Errno::NOTDIR, Errno::ISDIR, Errno::LOOP, Errno::NAMETOOLONG, Errno::EXIST, Errno::MLINK];
+    let LayerError::Tree(tree) = &error else { return error };
+    match tree.errno() {
+        Some(errno) if !OF_THE_LAYER.contains(&errno) => error,
+        Some(errno) => refused(entry, &format!("{tree}: {}", std::io::Error::from(errno))),
+        None => refused(entry, &tree.to_string()),
     }
 }
 

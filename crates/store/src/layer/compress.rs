@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, TryRecvError, channel};
 
 /// Uncompressed size of a frame.
@@ -19,6 +19,8 @@ const RATIO_FREE_BYTES: u64 = 100 << 20;
 const MAX_RATIO: u64 = 1000;
 /// Largest window of a zstd frame, as the `zstd` program allows it.
 const ZSTD_WINDOW_LOG: u32 = 27;
+/// Most memory that decoding an xz file may take: a dictionary as large as that window, and what the decoder adds.
+const XZ_MEMORY_KIB: u32 = (128 << 10) + 1024;
 
 /// How a blob is compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -158,14 +160,14 @@ impl<W: Write> Write for FramedWriter<W> {
 
 /// Reads `reader` uncompressed: gzip (several members), zstd (several frames), bzip2, xz or plain, by its first bytes.
 ///
-/// The result fails as soon as more than 1000 times the compressed size came out, after the first 100 MiB; layers
-/// report that as [`super::LayerError::Limit`].
+/// The result fails as soon as more than 1000 times the compressed size came out, after the first 100 MiB, and where
+/// decoding takes more memory than 128 MiB; layers report that as [`super::LayerError::Limit`].
 ///
 /// # Errors
 /// If the first bytes cannot be read.
 pub fn decompress<'a>(reader: impl Read + Send + 'a) -> io::Result<Box<dyn Read + Send + 'a>> {
-    let consumed = Arc::new(AtomicU64::new(0));
-    let mut reader = BufReader::with_capacity(64 << 10, Counted { reader, count: consumed.clone() });
+    let source = Arc::new(Source::default());
+    let mut reader = BufReader::with_capacity(64 << 10, Counted { reader, source: source.clone() });
     let mut magic = [0; 6];
     let mut length = 0;
     // A pipe may hand out single bytes.
@@ -180,7 +182,7 @@ pub fn decompress<'a>(reader: impl Read + Send + 'a) -> io::Result<Box<dyn Read 
     head.extend_from_slice(&magic[..length]);
     let format = Format::of(&head);
     let whole = io::Cursor::new(head).chain(reader);
-    let limited = |reader| Limited { reader, consumed, produced: 0 };
+    let limited = |reader| Limited { reader, source, produced: 0 };
     Ok(match format {
         Format::Plain => Box::new(whole),
         Format::Gzip => {
@@ -195,7 +197,10 @@ pub fn decompress<'a>(reader: impl Read + Send + 'a) -> io::Result<Box<dyn Read 
             let decoder = bzip2::bufread::MultiBzDecoder::new(BufReader::new(whole));
             Box::new(limited(Decoder::Bzip2(decoder)))
         }
-        Format::Xz => Box::new(limited(Decoder::Xz(Box::new(lzma_rust2::XzReader::new(BufReader::new(whole), true))))),
+        Format::Xz => {
+            let decoder = lzma_rust2::XzReader::new_mem_limit(BufReader::new(whole), true, XZ_MEMORY_KIB);
+            Box::new(limited(Decoder::Xz(Box::new(decoder))))
+        }
     })
 }
 
@@ -238,41 +243,92 @@ impl<R: BufRead> Read for Decoder<R> {
     }
 }
 
+/// What is known of the compressed data.
+#[derive(Default)]
+struct Source {
+    /// Bytes that were read.
+    consumed: AtomicU64,
+    /// Whether reading it failed, so that the decoder's failure is not the data's.
+    failed: AtomicBool,
+}
+
 struct Counted<R> {
     reader: R,
-    count: Arc<AtomicU64>,
+    source: Arc<Source>,
 }
 
 impl<R: Read> Read for Counted<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let got = self.reader.read(buffer)?;
-        self.count.fetch_add(got as u64, Ordering::Relaxed);
-        Ok(got)
+        match self.reader.read(buffer) {
+            Ok(got) => {
+                self.source.consumed.fetch_add(got as u64, Ordering::Relaxed);
+                Ok(got)
+            }
+            Err(error) => {
+                self.source.failed.fetch_or(error.kind() != io::ErrorKind::Interrupted, Ordering::Relaxed);
+                Err(error)
+            }
+        }
     }
 }
 
 struct Limited<R> {
     reader: R,
-    consumed: Arc<AtomicU64>,
+    source: Arc<Source>,
     produced: u64,
 }
 
 impl<R: Read> Read for Limited<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let got = self.reader.read(buffer)?;
+        let got = match self.reader.read(buffer) {
+            Ok(got) => got,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted || self.source.failed.load(Ordering::Relaxed) => {
+                return Err(error);
+            }
+            Err(error) if is_too_much_memory(&error) => return Err(io::Error::other(ExceededMemory)),
+            Err(error) => return Err(io::Error::other(BadData(error))),
+        };
         self.produced += got as u64;
-        let allowed = self.consumed.load(Ordering::Relaxed).saturating_mul(MAX_RATIO).max(RATIO_FREE_BYTES);
+        let consumed = self.source.consumed.load(Ordering::Relaxed);
+        let allowed = consumed.saturating_mul(MAX_RATIO).max(RATIO_FREE_BYTES);
         if self.produced > allowed { Err(io::Error::other(ExceededRatio)) } else { Ok(got) }
     }
+}
+
+/// How the decoders of xz and zstd say that a window is too large. Zstd has a code for it, which its crate hands on as
+/// the text alone.
+fn is_too_much_memory(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::OutOfMemory || error.to_string().contains("requires too much memory")
 }
 
 #[derive(Debug, thiserror::Error)]
 #[error("compressed data expands to more than {MAX_RATIO} times its size")]
 struct ExceededRatio;
 
-/// The limit that a failed read of [`decompress`] exceeded, if that is why it failed.
-pub(super) fn exceeded_ratio(error: &io::Error) -> Option<u64> {
-    error.get_ref()?.is::<ExceededRatio>().then_some(MAX_RATIO)
+#[derive(Debug, thiserror::Error)]
+#[error("compressed data needs more than 128 MiB of memory")]
+struct ExceededMemory;
+
+/// The data is not in the format that it begins with.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+struct BadData(io::Error);
+
+/// What a failed read of [`decompress`] exceeded and its limit, if that is why it failed.
+pub(super) fn exceeded_limit(error: &io::Error) -> Option<(&'static str, u64)> {
+    let error = error.get_ref()?;
+    if error.is::<ExceededRatio>() {
+        Some(("expansion (times the compressed size)", MAX_RATIO))
+    } else if error.is::<ExceededMemory>() {
+        Some(("the memory of a decoder in bytes", 128 << 20))
+    } else {
+        None
+    }
+}
+
+/// Whether a read of [`decompress`] failed because of the data, not because of where it comes from.
+pub(super) fn is_bad_data(error: &io::Error) -> bool {
+    error.get_ref().is_some_and(|error| error.is::<BadData>())
 }
 
 #[cfg(test)]
@@ -331,7 +387,7 @@ mod tests {
             let expands = (120 << 20) / blob.len() as u64;
             match result {
                 Ok(_) => assert!(expands <= MAX_RATIO),
-                Err(error) => assert_eq!(exceeded_ratio(&error), Some(1000)),
+                Err(error) => assert_eq!(exceeded_limit(&error).unwrap().1, 1000),
             }
             assert_eq!(expands > MAX_RATIO, bomb || expands > MAX_RATIO);
         }

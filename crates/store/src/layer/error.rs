@@ -65,6 +65,30 @@ pub enum LayerError {
     Tree(#[from] build_engine_rootfs::Error),
 }
 
+impl LayerError {
+    /// Whether the layer is more than is allowed, rather than wrong.
+    pub fn is_limit(&self) -> bool {
+        matches!(self, Self::Limit { .. })
+    }
+
+    /// Whether the layer itself is at fault, so that reading it again cannot help.
+    pub fn is_refusal(&self) -> bool {
+        matches!(self, Self::Invalid { .. } | Self::Escapes { .. } | Self::Refused { .. })
+    }
+
+    /// A failed read at `offset` of the uncompressed archive: a limit, data that cannot be decompressed, or the system's
+    /// failure.
+    pub(crate) fn of_reading(error: io::Error, offset: u64) -> Self {
+        if let Some((what, limit)) = super::compress::exceeded_limit(&error) {
+            Self::Limit { what, limit }
+        } else if super::compress::is_bad_data(&error) {
+            Self::Invalid { offset, reason: format!("the data cannot be decompressed: {error}") }
+        } else {
+            Self::Read(error)
+        }
+    }
+}
+
 /// Shows a name with control characters and invalid UTF-8 escaped.
 pub(crate) fn escape(name: &[u8]) -> String {
     let mut text = String::new();

@@ -9,6 +9,7 @@
 //! they are `.wh.NAME` and `.wh..wh..opq` (OCI image-spec v1.1, layer.md).
 
 mod apply;
+mod below;
 pub mod compress;
 mod entries;
 mod error;

@@ -1,9 +1,10 @@
 //! A strict reader of tar archives.
 //!
 //! Whatever two common readers take for different lists of entries is refused here: headers whose checksum is wrong,
-//! sizes that contradict the kind of entry, extended headers that belong to nothing, an archive without an end or with
-//! something after it. A PAX `size` always wins over the header's; names of PAX and GNU headers belong to the next
-//! entry and to no other.
+//! numbers that are not quite numbers, sizes that contradict the kind of entry, extended headers that belong to nothing
+//! or take something back, global headers that speak of entries, an archive without an end or with something after it.
+//! A PAX `size` always wins over the header's; names of PAX and GNU headers belong to the next entry and to no other.
+//! The readers that are meant are GNU tar, libarchive and Python's tarfile; `tests/layers` compares with them.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read};
@@ -94,6 +95,17 @@ struct Extended {
     bytes: u64,
 }
 
+impl Extended {
+    fn is_pending(&self) -> bool {
+        self.pax.is_some() || self.long_name.is_some() || self.long_link.is_some()
+    }
+}
+
+/// PAX records that a global header must not have: readers apply them to every entry, or to none.
+const ENTRY_RECORDS: [&[u8]; 6] = [b"path", b"linkpath", b"size", b"uid", b"gid", b"mtime"];
+/// Prefixes of such records.
+const ENTRY_PREFIXES: [&[u8]; 5] = [b"SCHILY.", b"GNU.", b"LIBARCHIVE.", b"SUN.", b"RHT."];
+
 impl<R: Read> Archive<R> {
     pub(super) fn new(reader: R, limits: Limits) -> Self {
         Self { reader, hasher: Hasher::new(), limits, entries: 0, content_bytes: 0, left: 0, padding: 0 }
@@ -107,16 +119,22 @@ impl<R: Read> Archive<R> {
         Err(LayerError::Invalid { offset, reason: reason.into() })
     }
 
+    /// What the decompressor says about its input is said about the layer; what the system says is not.
+    fn read_error(&self, error: io::Error) -> LayerError {
+        LayerError::of_reading(error, self.offset())
+    }
+
     fn fill(&mut self, buffer: &mut [u8]) -> Result<(), LayerError> {
         match self.reader.read_exact(buffer) {
             Ok(()) => {
                 self.hasher.update(buffer);
                 Ok(())
             }
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+            // Its own words for an early end; a reader that fails with this kind has others.
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof && error.get_ref().is_none() => {
                 self.invalid(self.offset(), "the archive is truncated")
             }
-            Err(error) => Err(read_error(error)),
+            Err(error) => Err(self.read_error(error)),
         }
     }
 
@@ -131,7 +149,7 @@ impl<R: Read> Archive<R> {
                 Ok(0) => return self.invalid(self.offset(), "the archive is truncated"),
                 Ok(got) => break got,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(read_error(error)),
+                Err(error) => return Err(self.read_error(error)),
             }
         };
         self.hasher.update(&buffer[..got]);
@@ -166,12 +184,13 @@ impl<R: Read> Archive<R> {
     pub(super) fn next(&mut self) -> Result<Option<TarEntry>, LayerError> {
         self.skip_content()?;
         let mut extended = Extended::default();
+        let mut global = false;
         loop {
             let offset = self.offset();
             let mut block = [0; BLOCK];
             self.fill(&mut block)?;
             if block.iter().all(|byte| *byte == 0) {
-                if extended.bytes > 0 {
+                if extended.is_pending() || global {
                     return self.invalid(offset, "an extended header has no entry");
                 }
                 self.fill(&mut block)?;
@@ -190,23 +209,57 @@ impl<R: Read> Archive<R> {
             if matches!(kind, b'x' | b'g' | b'X' | b'L' | b'K') {
                 self.set_content(size, offset)?;
                 let content = self.whole_content(&mut extended)?;
-                match kind {
-                    b'x' | b'X' => {
-                        if extended.pax.is_some() {
-                            return self.invalid(offset, "an entry has two extended headers");
+                let twice = match kind {
+                    b'x' | b'X' => extended.pax.replace(self.records(&content, offset)?).is_some(),
+                    b'L' => extended.long_name.replace(self.long_text(&content, offset)?).is_some(),
+                    b'K' => extended.long_link.replace(self.long_text(&content, offset)?).is_some(),
+                    _ => {
+                        if extended.is_pending() {
+                            return self
+                                .invalid(offset, "a global header stands between an entry and its extended header");
                         }
-                        extended.pax = Some(self.records(&content, offset)?);
+                        self.global(&content, offset)?;
+                        extended.bytes = 0;
+                        global = true;
+                        false
                     }
-                    b'L' => extended.long_name = Some(until_nul(&content).to_vec()),
-                    b'K' => extended.long_link = Some(until_nul(&content).to_vec()),
-                    // A global header says nothing that belongs to a layer; Go ignores it too.
-                    _ => extended.bytes = 0,
+                };
+                if twice {
+                    return self.invalid(offset, "an entry has two extended headers of one kind");
                 }
-                extended.bytes = extended.bytes.max(u64::from(kind != b'g'));
                 continue;
             }
             return self.entry(&block, size, extended, offset).map(Some);
         }
+    }
+
+    /// The text of a GNU header.
+    fn long_text(&self, content: &[u8], offset: u64) -> Result<Vec<u8>, LayerError> {
+        match until_nul(content) {
+            b"" => self.invalid(offset, "a long name is empty"),
+            text => Ok(text.to_vec()),
+        }
+    }
+
+    /// Checks a global header. Comments are all that layers have there (`git archive` writes one); GNU tar and Python
+    /// apply the rest to every entry that follows, Go and libarchive do not.
+    fn global(&mut self, content: &[u8], offset: u64) -> Result<(), LayerError> {
+        self.count_entry()?;
+        let speaks_of_entries =
+            |key: &[u8]| ENTRY_RECORDS.contains(&key) || ENTRY_PREFIXES.iter().any(|prefix| key.starts_with(prefix));
+        match self.records(content, offset)?.keys().find(|key| speaks_of_entries(key)) {
+            Some(key) => self.invalid(offset, format!("a global header sets `{}`", escape(key))),
+            None => Ok(()),
+        }
+    }
+
+    /// Counts something that takes work, whatever its size.
+    fn count_entry(&mut self) -> Result<(), LayerError> {
+        self.entries += 1;
+        if self.entries > self.limits.entries {
+            return Err(LayerError::Limit { what: "entries", limit: self.limits.entries });
+        }
+        Ok(())
     }
 
     fn check_sum(&self, block: &[u8; BLOCK], offset: u64) -> Result<(), LayerError> {
@@ -246,12 +299,11 @@ impl<R: Read> Archive<R> {
             if key.is_empty() {
                 return self.invalid(offset, "an extended header has a record without a name");
             }
-            // An empty value takes a record back: the header's field counts.
-            if value.is_empty() && !key.starts_with(b"SCHILY.xattr.") {
-                records.remove(key);
-            } else {
-                records.insert(key.to_vec(), value.to_vec());
+            // POSIX: an empty value takes a record back, and the header's field counts. Few readers know that.
+            if value.is_empty() && ENTRY_RECORDS.contains(&key) {
+                return self.invalid(offset, format!("an extended header has an empty `{}`", escape(key)));
             }
+            records.insert(key.to_vec(), value.to_vec());
             rest = &rest[length..];
         }
         Ok(records)
@@ -264,22 +316,32 @@ impl<R: Read> Archive<R> {
         extended: Extended,
         offset: u64,
     ) -> Result<TarEntry, LayerError> {
-        self.entries += 1;
-        if self.entries > self.limits.entries {
-            return Err(LayerError::Limit { what: "entries", limit: self.limits.entries });
-        }
+        self.count_entry()?;
+        let is_pax = extended.pax.is_some();
         let mut pax = extended.pax.unwrap_or_default();
         let ustar = &block[257..263] == b"ustar\0";
         let gnu = &block[257..265] == b"ustar  \0";
+        if !ustar && block[345..500].iter().any(|byte| *byte != 0) {
+            // GNU's times and sparse maps stand where others read a prefix.
+            return self
+                .invalid(offset, "a header of an old form has something where POSIX has the prefix of the name");
+        }
         let mut name = until_nul(&block[..100]).to_vec();
-        if ustar && block[345] != 0 {
+        let mut is_plain = extended.long_name.is_none() && !pax.contains_key(&b"path"[..]);
+        if block[345] != 0 {
             name = [until_nul(&block[345..500]), b"/", &name].concat();
+            is_plain = false;
         }
         let name = self.text(name, extended.long_name, pax.remove(&b"path"[..]), offset)?;
+        let has_long_link = extended.long_link.is_some() || pax.contains_key(&b"linkpath"[..]);
         let link = until_nul(&block[157..257]).to_vec();
         let link = self.text(link, extended.long_link, pax.remove(&b"linkpath"[..]), offset)?;
         let shown = escape(&name);
-        let refuse = |reason: &str| LayerError::Refused { entry: shown.clone(), reason: reason.to_owned() };
+        let refuse =
+            |reason: &str| LayerError::Refused { entry: shown.clone(), reason: format!("{reason} (at byte {offset})") };
+        if name.is_empty() {
+            return self.invalid(offset, "an entry has no name");
+        }
         for text in [&name, &link] {
             if text.len() > self.limits.name_bytes {
                 return Err(refuse(&format!("a name is longer than {} bytes", self.limits.name_bytes)));
@@ -289,8 +351,12 @@ impl<R: Read> Archive<R> {
             }
         }
         let kind = match block[156] {
-            // Before POSIX a directory was a file whose name ends in a slash.
-            b'0' | 0 if !ustar && name.ends_with(b"/") => EntryKind::Node(Kind::Directory),
+            // Before POSIX a directory was a file whose name ends in a slash. Readers differ in where they look.
+            0 if is_plain && name.ends_with(b"/") => EntryKind::Node(Kind::Directory),
+            0 if until_nul(&block[..100]).ends_with(b"/") => return Err(refuse("a file whose name ended in a slash")),
+            b'0' | 0 | b'7' if name.ends_with(b"/") => {
+                return Err(refuse("a file whose name ends in a slash"));
+            }
             b'0' | 0 | b'7' => EntryKind::Node(Kind::File),
             b'1' => EntryKind::HardLink,
             b'2' => EntryKind::Node(Kind::Symlink),
@@ -301,10 +367,18 @@ impl<R: Read> Archive<R> {
             b'S' => return Err(refuse("sparse entries are not supported")),
             other => return Err(refuse(&format!("its type {:?} is unknown", other as char))),
         };
-        if pax.keys().any(|key| key.starts_with(b"GNU.sparse.")) {
+        // GNU's, star's and Solaris' forms.
+        let is_sparse = |key: &Vec<u8>| {
+            key.starts_with(b"GNU.sparse.") || key.starts_with(b"SUN.holes") || key == b"SCHILY.realsize"
+        };
+        if pax.keys().any(is_sparse) {
             return Err(refuse("sparse entries are not supported"));
         }
+        if has_long_link && !matches!(kind, EntryKind::HardLink | EntryKind::Node(Kind::Symlink)) {
+            return Err(refuse("it has a link target but is no link"));
+        }
         let mut size = header_size;
+        let has_pax_size = pax.contains_key(&b"size"[..]);
         if let Some(value) = pax.remove(&b"size"[..]) {
             match decimal(&value).and_then(|size| u64::try_from(size).ok()) {
                 Some(value) => size = value,
@@ -313,7 +387,11 @@ impl<R: Read> Archive<R> {
         }
         match kind {
             EntryKind::Node(Kind::File) => {}
-            // Go and GNU tar agree that a hard link has no content, whatever its size says.
+            // Go and GNU tar agree that a hard link has no content, whatever its size says. In the PAX form, libarchive
+            // reads content.
+            EntryKind::HardLink if size != 0 && (has_pax_size || is_pax) => {
+                return Err(refuse("a hard link with content"));
+            }
             EntryKind::HardLink => size = 0,
             // They do not agree here.
             EntryKind::Node(_) if size != 0 => return Err(refuse("it has a size but cannot have content")),
@@ -336,8 +414,10 @@ impl<R: Read> Archive<R> {
         let Some(mtime) = mtime else { return Err(refuse("its time is out of range")) };
         let Some(mode) = numeric(&block[100..108]) else { return Err(refuse("its mode is no number")) };
         let number = |range: std::ops::Range<usize>| match kind {
-            EntryKind::Node(Kind::CharDevice | Kind::BlockDevice) if ustar || gnu => {
-                numeric(&block[range]).and_then(|number| u32::try_from(number).ok())
+            EntryKind::Node(Kind::CharDevice | Kind::BlockDevice) => {
+                // Older forms have no such fields, and star overrides them.
+                let known = (ustar || gnu) && !pax.keys().any(|key| key.starts_with(b"SCHILY.dev"));
+                numeric(&block[range]).and_then(|number| u32::try_from(number).ok()).filter(|_| known)
             }
             EntryKind::Node(_) | EntryKind::HardLink => Some(0),
         };
@@ -397,7 +477,7 @@ impl<R: Read> Archive<R> {
                     self.hasher.update(&buffer[..got]);
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(read_error(error)),
+                Err(error) => return Err(self.read_error(error)),
             }
         }
         let size_bytes = self.offset();
@@ -405,31 +485,26 @@ impl<R: Read> Archive<R> {
     }
 }
 
-/// A limit that the decompressor met is a limit here too.
-fn read_error(error: io::Error) -> LayerError {
-    match super::compress::exceeded_ratio(&error) {
-        Some(limit) => LayerError::Limit { what: "expansion (times the compressed size)", limit },
-        None => LayerError::Read(error),
-    }
-}
-
 fn until_nul(field: &[u8]) -> &[u8] {
     field.split(|byte| *byte == 0).next().unwrap_or_default()
 }
 
-/// A number in octal, or in base 256 as GNU writes large ones; empty is zero.
+/// A number in octal, or in base 256 as GNU writes large ones; zero if its first byte is NUL.
+///
+/// Strict, because readers skip different kinds of white space and stop at different bytes: spaces, digits, and then
+/// spaces up to the end or the first NUL.
 fn numeric(field: &[u8]) -> Option<i128> {
-    if field[0] & 0x80 != 0 {
-        let negative = field[0] & 0x40 != 0;
-        let mut value: i128 = if negative { -1 } else { 0 };
-        for (index, byte) in field.iter().enumerate() {
-            let byte = if index == 0 && !negative { byte & 0x7f } else { *byte };
-            value = value << 8 | i128::from(byte);
-        }
-        return Some(value);
+    if let [first @ (0x80 | 0xff), rest @ ..] = field {
+        let sign = if *first == 0xff { -1 } else { 0 };
+        return Some(rest.iter().fold(sign, |value, byte| value << 8 | i128::from(*byte)));
     }
-    let text = field.iter().position(|byte| *byte == 0).map_or(field, |end| &field[..end]).trim_ascii();
-    text.iter().try_fold(0_i128, |value, digit| match digit {
+    let text = until_nul(field);
+    if text.is_empty() {
+        return Some(0);
+    }
+    let digits = text.iter().position(|byte| *byte != b' ').map(|start| &text[start..])?;
+    let end = digits.iter().rposition(|byte| *byte != b' ').map_or(0, |last| last + 1);
+    digits[..end].iter().try_fold(0_i128, |value, digit| match digit {
         b'0'..=b'7' => Some(value * 8 + i128::from(digit - b'0')),
         _ => None,
     })

@@ -107,7 +107,7 @@ fn hostile_archives_are_refused() {
         (vec![(kind, "x", ""), (link, "x", "x")], "itself"),
         (vec![(b'2', ".", "/canary")], "root of a layer"),
         (vec![(b'2', "/", "/canary")], "root of a layer"),
-        (vec![(kind, "./", "")], "root of a layer"),
+        (vec![(kind, "./", "")], "slash"),
         (vec![(b'3', "x", "")], "deletion"),
         (vec![(kind, ".wh.", "")], "whiteout of nothing"),
         (vec![(kind, "a/.wh..", "")], "whiteout of nothing"),

@@ -15,7 +15,7 @@ use crate::settings::ProgressChoice;
     args_override_self = true,
     after_help = "These flags of buildx are refused by name in this version, unless their value asks for nothing:\n\
                   --allow --attest --backend --builder --cache-from --cache-to --call --check --frontend-opt\n\
-                  --isolation --load --locked --on-failure --provenance --pull --push --sbom --secret --ssh"
+                  --isolation --on-failure --provenance --sbom --secret --ssh"
 )]
 pub(crate) struct Flags {
     /// Directory that COPY and ADD read from
@@ -37,9 +37,17 @@ pub(crate) struct Flags {
     /// Read build arguments from a file, one a line
     #[arg(long, value_name = "FILE", help_heading = "What to build")]
     pub(crate) build_arg_file: Vec<PathBuf>,
-    /// Further context: a directory or oci-layout://PATH[:TAG][@DIGEST]
+    /// Further context: a directory, oci-layout://PATH[:TAG][@DIGEST] or docker-image://NAME
     #[arg(long, value_name = "NAME=SOURCE", help_heading = "What to build")]
     pub(crate) build_context: Vec<String>,
+    /// Ask registries what the names of images stand for now
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean,
+          hide_possible_values = true, value_name = "BOOL", help_heading = "What to build")]
+    pub(crate) pull: Option<bool>,
+    /// Take no image that is not in build-engine.lock
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean,
+          hide_possible_values = true, value_name = "BOOL", help_heading = "What to build")]
+    pub(crate) locked: Option<bool>,
     /// Stop the build after this time, for example 90s or 1h30m
     #[arg(long, value_name = "DURATION", value_parser = duration, help_heading = "What to build")]
     pub(crate) timeout: Option<std::time::Duration>,
@@ -47,9 +55,17 @@ pub(crate) struct Flags {
     /// Name of the image
     #[arg(short, long, value_name = "NAME[:TAG]", help_heading = "What comes out")]
     pub(crate) tag: Vec<String>,
-    /// Where the result goes: type=image|oci|docker|tar|local|cacheonly[,dest=PATH][,…], or a directory
+    /// Where the result goes: type=image|registry|oci|docker|tar|local|cacheonly[,dest=PATH][,…], or a directory
     #[arg(short, long, value_name = "OUTPUT", help_heading = "What comes out")]
     pub(crate) output: Vec<String>,
+    /// Push the image to the registries of its names
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean,
+          hide_possible_values = true, value_name = "BOOL", help_heading = "What comes out")]
+    pub(crate) push: Option<bool>,
+    /// Load the image into Docker or Podman
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean,
+          hide_possible_values = true, value_name = "BOOL", help_heading = "What comes out")]
+    pub(crate) load: Option<bool>,
     /// Set a label of the image
     #[arg(long, value_name = "NAME=VALUE", help_heading = "What comes out")]
     pub(crate) label: Vec<String>,
@@ -112,18 +128,6 @@ pub(crate) struct Flags {
 #[derive(Debug, Clone, Default, clap::Args)]
 #[command(next_help_heading = "Not supported yet: refused by name")]
 pub(crate) struct OtherFlags {
-    /// Pull bases anew
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean,
-          hide = true, value_name = "BOOL")]
-    pub(crate) pull: Option<bool>,
-    /// Push to a registry
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean,
-          hide = true, value_name = "BOOL")]
-    pub(crate) push: Option<bool>,
-    /// Load into a daemon
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean,
-          hide = true, value_name = "BOOL")]
-    pub(crate) load: Option<bool>,
     /// Give a secret to RUN
     #[arg(long, hide = true, value_name = "SECRET")]
     pub(crate) secret: Vec<String>,
@@ -163,10 +167,6 @@ pub(crate) struct OtherFlags {
     /// Ask the frontend something
     #[arg(long, hide = true, value_name = "METHOD")]
     pub(crate) call: Option<String>,
-    /// Build with locked inputs
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean,
-          hide = true, value_name = "BOOL")]
-    pub(crate) locked: Option<bool>,
     /// Remove intermediate containers
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean,
           hide = true, value_name = "BOOL")]

@@ -5,14 +5,15 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use build_engine_engine::{
-    BuildRequest, ContextSource, Limit, NoCache, Output, OutputDest, Report, ResourceLimits, UserNamespace,
+    BuildRequest, ContextSource, ImageOptions, Limit, NoCache, Output, OutputDest, Report, ResourceLimits,
+    UserNamespace,
 };
 use build_engine_oci::{Platform, Reference};
 
 use super::flags::{self, Flags, OtherFlags};
-use crate::commands::dockerfile;
+use crate::commands::{dockerfile, lock_file};
 use crate::errors::Failure;
-use crate::settings::{Environment, ProgressChoice, set};
+use crate::settings::{self, Environment, ProgressChoice, set};
 
 /// A request, and what the face itself has to do.
 #[derive(Debug)]
@@ -65,9 +66,11 @@ pub(crate) fn plan(flags: Flags, env: Environment<'_>) -> Result<Plan, Failure> 
     let platforms = platforms(&mut findings, &flags.platform);
     let tags = tags(&mut findings, &flags.tag);
     let mut outputs = outputs(&mut findings, &flags.output, quiet);
+    shorthands(&mut outputs, flags.push == Some(true), flags.load == Some(true));
+    find_daemons(&mut findings, &mut outputs, env);
     if outputs.is_empty() && tags.is_empty() && (quiet || flags.iidfile.is_some() || flags.metadata_file.is_some()) {
         // Somebody wants to know the digest of an image, so there has to be one.
-        outputs.push(Output::Image { names: Vec::new(), options: build_engine_engine::ImageOptions::default() });
+        outputs.push(Output::image());
     }
     let named_contexts = named_contexts(&mut findings, &flags.build_context);
     let labels = labels(&mut findings, &flags.label);
@@ -84,6 +87,12 @@ pub(crate) fn plan(flags: Flags, env: Environment<'_>) -> Result<Plan, Failure> 
     }
     let context = context.unwrap_or_default();
     let source = read_dockerfile(flags.file.as_deref(), &context, Path::new(&flags.context))?;
+    let lock = lock_file::read(&context)?;
+    if flags.locked == Some(true) && lock.is_none() {
+        let message = format!("`--locked` needs `{}` in the build context", lock_file::NAME);
+        return Err(Failure::input("locked", message).hint("`build-engine lock CONTEXT` makes it"));
+    }
+    let lock = lock.unwrap_or_default();
 
     let request = BuildRequest {
         build_id: new_id(),
@@ -99,6 +108,9 @@ pub(crate) fn plan(flags: Flags, env: Environment<'_>) -> Result<Plan, Failure> 
         annotations,
         target: flags.target.filter(|target| !target.is_empty()),
         no_cache,
+        pull: flags.pull == Some(true),
+        lock,
+        locked: flags.locked == Some(true),
         network: flags.network.unwrap_or_default(),
         extra_hosts,
         ulimits,
@@ -123,8 +135,6 @@ pub(crate) fn plan(flags: Flags, env: Environment<'_>) -> Result<Plan, Failure> 
 
 /// Refuses by name what this version cannot do, unless the value asks for nothing.
 fn refuse(findings: &mut Findings, flags: &OtherFlags) {
-    const REGISTRY: &str = "this version speaks to no registry; \
-        give bases with `--build-context NAME=oci-layout://PATH`, and write results with `-o type=oci,dest=FILE`";
     let asked = |flag: Option<bool>| flag == Some(true);
     let given = |flag: &Option<String>| flag.as_deref().is_some_and(|value| !value.is_empty());
     let attestation = |kind: &str, value: &str| match flags::boolean(value) {
@@ -134,9 +144,6 @@ fn refuse(findings: &mut Findings, flags: &OtherFlags) {
     const ATTESTATIONS: &str = "leave it out, or turn it off by name: `--provenance=false`, `--sbom=false`";
     const RESOURCE: &str = "use `--resource`, for example `--resource memory=512m,cpu-shares=512`";
     for (refused, flag, hint) in [
-        (asked(flags.pull), "--pull", REGISTRY),
-        (asked(flags.push), "--push", REGISTRY),
-        (asked(flags.load), "--load", "write an archive with `-o type=docker,dest=FILE`, then `docker load -i FILE`"),
         (!flags.secret.is_empty(), "--secret", "RUN --mount=type=secret comes with a later version"),
         (!flags.ssh.is_empty(), "--ssh", "RUN --mount=type=ssh comes with a later version"),
         (
@@ -165,7 +172,6 @@ fn refuse(findings: &mut Findings, flags: &OtherFlags) {
             "--call",
             "`--call=build` is the only method in this version",
         ),
-        (asked(flags.locked), "--locked", "name inputs by digest instead"),
         (flags.rm == Some(false), "--rm=false", "no intermediate containers exist here"),
         (
             flags.isolation.as_deref().is_some_and(|value| !matches!(value, "" | "default")),
@@ -393,7 +399,7 @@ fn outputs(findings: &mut Findings, texts: &[String], quiet: bool) -> Vec<Output
                 Ok(path) => *dest = path,
                 Err(error) => findings.invalid("--output", &dest.display().to_string(), error),
             },
-            Output::Image { .. } | Output::CacheOnly => {}
+            Output::Image { .. } | Output::Load { .. } | Output::CacheOnly => {}
         }
     }
     if to_stdout > 1 || (to_stdout == 1 && quiet) {
@@ -405,6 +411,41 @@ fn outputs(findings: &mut Findings, texts: &[String], quiet: bool) -> Vec<Output
             Some("redirect standard output, or give a file as `dest`".into());
     }
     outputs
+}
+
+/// What `--push` and `--load` are short for, as in buildx.
+fn shorthands(outputs: &mut Vec<Output>, push: bool, load: bool) {
+    if push {
+        let mut pushed = false;
+        for output in outputs.iter_mut() {
+            if let Output::Image { push, .. } = output {
+                (*push, pushed) = (true, true);
+            }
+        }
+        if !pushed {
+            let mut output = Output::image();
+            if let Output::Image { push, .. } = &mut output {
+                *push = true;
+            }
+            outputs.push(output);
+        }
+    }
+    if load && !outputs.iter().any(|output| matches!(output, Output::Load { .. })) {
+        let options = ImageOptions { oci_media_types: false, ..ImageOptions::default() };
+        outputs.push(Output::Load { sockets: Vec::new(), names: Vec::new(), options });
+    }
+}
+
+/// Fills in the sockets of local daemons where something is to be loaded.
+fn find_daemons(findings: &mut Findings, outputs: &mut [Output], env: Environment<'_>) {
+    for output in outputs {
+        if let Output::Load { sockets, .. } = output {
+            match settings::daemon_sockets(env) {
+                Ok(found) => *sockets = found,
+                Err(report) => findings.0.push(report),
+            }
+        }
+    }
 }
 
 fn absolute(findings: &mut Findings, dest: &mut OutputDest) {
@@ -668,9 +709,6 @@ mod tests {
     #[test]
     fn every_flag_that_is_not_supported_is_refused_by_its_name() {
         for (args, flag) in [
-            ("--pull", "--pull"),
-            ("--push", "--push"),
-            ("--load", "--load"),
             ("--secret id=x", "--secret"),
             ("--ssh default", "--ssh"),
             ("--allow network.host", "--allow"),
@@ -685,7 +723,6 @@ mod tests {
             ("--backend buildkit", "--backend"),
             ("--check", "--check"),
             ("--call outline", "--call"),
-            ("--locked", "--locked"),
             ("--rm=false", "--rm=false"),
             ("--isolation hyperv", "--isolation"),
             ("--on-failure shell", "--on-failure"),
@@ -880,6 +917,57 @@ mod tests {
         assert!(plan.request.context.is_some_and(|context| context.is_absolute()));
     }
 
+    /// F2-020 to F2-022.
+    #[test]
+    fn push_and_load_are_short_for_outputs() {
+        let shown = |args: &[&str]| -> Vec<String> {
+            let plan = accepted(args);
+            let shown = plan.request.outputs.iter().map(|output| match output {
+                Output::Image { store, push, .. } => format!("image store={store} push={push}"),
+                Output::Load { sockets, .. } => format!("load {}", sockets.len()),
+                Output::Oci { .. } => "oci".to_owned(),
+                other => format!("{other:?}"),
+            });
+            shown.collect()
+        };
+        for (args, expected) in [
+            (&["--push"][..], &["image store=true push=true"][..]),
+            (&["--push", "-o", "type=image"], &["image store=true push=true"]),
+            (&["--push", "-o", "type=registry"], &["image store=false push=true"]),
+            (&["--push", "-o", "type=oci,dest=x"], &["oci", "image store=true push=true"]),
+            (&["--load"], &["load 2"]),
+            (&["--load", "-o", "type=docker"], &["load 2"]),
+            (&["-o", "type=image,push=true,store=false"], &["image store=false push=true"]),
+            (&["--push=false", "--load=false"], &[]),
+        ] {
+            assert_eq!(shown(args), expected, "{args:?}");
+        }
+    }
+
+    /// D-17.
+    #[test]
+    fn a_lock_file_of_the_context_is_taken_and_locked_needs_one() {
+        with_context(|dir| {
+            let plan_of = |args: &[&str]| {
+                let all = ["build"].into_iter().chain(args.iter().copied()).map(std::ffi::OsStr::new);
+                let line = Line::parse_from(all.chain([dir.as_os_str()]));
+                plan(line.flags, &|_: &str| None)
+            };
+            let error = plan_of(&["--locked"]).expect_err("there is none").error.to_string();
+            assert!(error.contains("build-engine.lock"), "{error}");
+            let images = lock_file::Images::from([("docker.io/library/a:1".to_owned(), digest())]);
+            lock_file::write(dir, &images).expect("written");
+            let request = plan_of(&["--locked", "--pull"]).expect("a plan").request;
+            assert_eq!((request.lock, request.locked, request.pull), (images, true, true));
+            std::fs::write(dir.join(lock_file::NAME), "{}").expect("written");
+            assert!(plan_of(&[]).is_err(), "a lock is never ignored");
+        });
+    }
+
+    fn digest() -> build_engine_oci::Digest {
+        build_engine_oci::Digest::sha256(b"x")
+    }
+
     #[test]
     fn whoever_wants_a_digest_gets_an_image() {
         for args in [["-q"], ["--iidfile=x"], ["--metadata-file=x"]] {
@@ -938,7 +1026,7 @@ mod tests {
 
     #[test]
     fn all_mistakes_are_reported_at_once() {
-        let (_, message) = try_plan(&["--push", "-t", "A", "--ulimit=x"]).expect_err("it is refused");
+        let (_, message) = try_plan(&["--squash", "-t", "A", "--ulimit=x"]).expect_err("it is refused");
         assert_eq!(message.lines().count(), 3, "{message}");
     }
 
