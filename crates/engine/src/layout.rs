@@ -287,7 +287,7 @@ pub(crate) fn find(
                 descriptor = choose(&index, platform)?;
                 continue;
             }
-            Parsed::Manifest(manifest) => manifest,
+            Parsed::Manifest(manifest) => *manifest,
         };
         if !media_type::is_config(&manifest.config.media_type) {
             let (digest, media_type) = (manifest.config.digest, manifest.config.media_type);

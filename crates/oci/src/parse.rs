@@ -19,9 +19,9 @@ pub const MAX_DESCRIPTORS: usize = 10_000;
 #[derive(Debug, Clone, PartialEq)]
 pub enum Parsed {
     /// One image.
-    Manifest(Manifest),
+    Manifest(Box<Manifest>),
     /// Several.
-    Index(Index),
+    Index(Box<Index>),
 }
 
 /// A document that is not what it should be.
@@ -94,11 +94,11 @@ pub fn parse_document(bytes: &[u8], media_type: &str) -> Result<Parsed, InvalidD
     let (parsed, count) = if media_type::is_index(kind) {
         let index: Index = serde_json::from_slice(bytes).map_err(malformed)?;
         let count = index.manifests.len();
-        (Parsed::Index(index), count)
+        (Parsed::Index(Box::new(index)), count)
     } else if media_type::is_manifest(kind) {
         let manifest: Manifest = serde_json::from_slice(bytes).map_err(malformed)?;
         let count = manifest.layers.len();
-        (Parsed::Manifest(manifest), count)
+        (Parsed::Manifest(Box::new(manifest)), count)
     } else {
         return Err(InvalidDocument::NotAnImage { media_type: kind.to_owned() });
     };

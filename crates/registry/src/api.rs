@@ -17,6 +17,9 @@ use crate::transport::{Request, Transport};
 use crate::upload::Feed;
 use crate::{Credentials, Error, Settings};
 
+/// Fresh tokens for one request. More than one, because the first may end before it is used.
+const FRESH_TOKENS: u32 = 2;
+
 /// Speaks to all registries.
 pub(crate) struct Api {
     transport: Arc<Transport>,
@@ -66,7 +69,7 @@ impl Api {
         self.transport.limits()
     }
 
-    /// Sends a call and returns the answer, whatever its status. A 401 is answered once, with a fresh token.
+    /// Sends a call and returns the answer, whatever its status. A 401 is answered with a fresh token.
     pub(crate) async fn once(&self, call: &Call<'_>) -> Result<Response, Error> {
         let sent = self.authorized(call).await;
         if let Err(Error::Connect { .. } | Error::Broken { .. }) = &sent {
@@ -80,23 +83,28 @@ impl Api {
         if !at_home {
             return self.transport.send(request).await;
         }
-        let pass = self.authorizer.pass(call.endpoint, &request.url, call.scopes).await?;
-        let mut first = request.clone();
-        if let Some(pass) = &pass {
-            first.headers.insert(AUTHORIZATION, pass.header().clone());
+        let mut pass = self.authorizer.pass(call.endpoint, &request.url, call.scopes).await?;
+        let mut request = request;
+        let mut fresh = 0;
+        loop {
+            if let Some(pass) = &pass {
+                request.headers.insert(AUTHORIZATION, pass.header().clone());
+            }
+            let response = self.transport.send(request).await?;
+            let refused = response.status().as_u16() == 401 && self.is_home(call.endpoint, response.url());
+            if !refused || fresh == FRESH_TOKENS {
+                return self.explained(call, response, pass.as_ref());
+            }
+            let answer = self.authorizer.answer(call.endpoint, &response, call.scopes, pass.as_ref()).await?;
+            if answer.is_none() {
+                return self.explained(call, response, pass.as_ref());
+            }
+            pass = answer;
+            response.drain().await;
+            // What the host speaks is known by now.
+            request = self.request(call)?.0;
+            fresh += 1;
         }
-        let response = self.transport.send(first).await?;
-        if response.status().as_u16() != 401 || !self.is_home(call.endpoint, response.url()) {
-            return self.explained(call, response, pass.as_ref());
-        }
-        let fresh = self.authorizer.answer(call.endpoint, &response, call.scopes, pass.as_ref()).await?;
-        let Some(fresh) = fresh else { return self.explained(call, response, pass.as_ref()) };
-        response.drain().await;
-        // What the host speaks is known by now.
-        let (mut second, _) = self.request(call)?;
-        second.headers.insert(AUTHORIZATION, fresh.header().clone());
-        let response = self.transport.send(second).await?;
-        self.explained(call, response, Some(&fresh))
     }
 
     /// Says why a pass was refused, where we know better than the registry.

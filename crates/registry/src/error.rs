@@ -322,6 +322,11 @@ impl Error {
         matches!(self.root(), Self::NotFound { .. } | Self::Denied { .. })
     }
 
+    /// Whether nobody answered, or hardly.
+    pub(crate) fn is_silence(&self) -> bool {
+        matches!(self.root(), Self::Connect { .. } | Self::Timeout { .. } | Self::Slow { .. })
+    }
+
     /// The way out, where there is one.
     pub fn hint(&self) -> Option<String> {
         match self.root() {

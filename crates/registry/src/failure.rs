@@ -6,6 +6,7 @@ use std::io::{self, ErrorKind};
 use reqwest::Url;
 
 use crate::Error;
+use crate::error::Cause;
 use crate::settings::Limits;
 use crate::transport::host_label;
 
@@ -26,12 +27,24 @@ pub(crate) fn classify(url: &Url, error: reqwest::Error, limits: &Limits) -> Err
         None => {}
     }
     if error.is_connect() && is_unknown_name(&error) {
-        return Error::UnknownHost { host, source: Box::new(error) };
+        return Error::UnknownHost { host, source: deepest(&error) };
     }
     if error.is_connect() {
-        return Error::Connect { host, source: Box::new(error) };
+        return Error::Connect { host, source: deepest(&error) };
     }
-    Error::Broken { host, source: Box::new(error) }
+    Error::Broken { host, source: deepest(&error) }
+}
+
+/// The innermost cause: what is around it only says that a request failed, in the words of several libraries.
+fn deepest(error: &reqwest::Error) -> Cause {
+    let mut innermost: &(dyn StdError + 'static) = error;
+    while let Some(cause) = innermost.source() {
+        innermost = cause;
+    }
+    match innermost.downcast_ref::<io::Error>() {
+        Some(error) => Box::new(io::Error::new(error.kind(), error.to_string())),
+        None => innermost.to_string().into(),
+    }
 }
 
 /// Whether the name server says that there is no such host. The type of its error is not ours to name, so its text has to

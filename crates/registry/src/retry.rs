@@ -12,6 +12,9 @@ use crate::{Error, settings};
 /// How often one transfer may be resumed in all, however well it goes on in between.
 const MAX_RESUMES: u32 = 20;
 
+/// Further tries where nobody answers, whatever the settings allow for answers that ask for patience.
+const SILENCE_RETRIES: u32 = 2;
+
 /// Counts the tries of one request or transfer.
 #[derive(Debug)]
 pub(crate) struct Patience {
@@ -45,7 +48,9 @@ impl Patience {
 
     /// The same for errors that say nothing about whether another try makes sense.
     pub(crate) async fn again(&mut self, error: Error) -> Result<(), Error> {
-        if self.without_progress >= self.retries || self.total >= MAX_RESUMES.max(self.retries) {
+        // Who is not there, or silent, seldom comes back within seconds; and somebody waits for the answer.
+        let retries = if error.is_silence() { self.retries.min(SILENCE_RETRIES) } else { self.retries };
+        if self.without_progress >= retries || self.total >= MAX_RESUMES.max(self.retries) {
             return Err(error);
         }
         let wait = delay(&self.limits, self.without_progress, error.retry_after(), random_fraction());

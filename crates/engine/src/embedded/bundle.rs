@@ -101,7 +101,7 @@ impl Read for Verified {
 
 enum Content {
     Bytes(Vec<u8>),
-    Blob(Descriptor),
+    Blob(Box<Descriptor>),
 }
 
 /// The files of an OCI layout with these images: small ones with their content, blobs by digest.
@@ -145,7 +145,7 @@ fn files(images: &[Named<'_>], docker: bool) -> Vec<(String, Content)> {
             blobs.insert(layout::blob_path(&document.descriptor.digest), Content::Bytes(document.bytes.clone()));
         }
         for blob in &bundle.blobs {
-            blobs.insert(layout::blob_path(&blob.digest), Content::Blob(blob.clone()));
+            blobs.insert(layout::blob_path(&blob.digest), Content::Blob(Box::new(blob.clone())));
         }
     }
     files.extend(blobs);

@@ -81,6 +81,8 @@ impl StepError {
                 Some("`build-engine cache verify` drops what is damaged; the next build makes it again"),
             ),
             Error::TooLarge { .. } | Error::TooDeep { .. } => (ExitKind::Limit, "limit", None),
+            Error::Layer { source, .. } if source.is_limit() => (ExitKind::Limit, "limit", None),
+            Error::Layer { source, .. } if source.is_refusal() => (ExitKind::Integrity, "layer", None),
             _ => (ExitKind::Io, "io", None),
         };
         let mut report = Report::new(rule, what).caused_by(error);

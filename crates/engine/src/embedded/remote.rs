@@ -81,7 +81,7 @@ impl Remote {
             None if repositories.is_empty() => {
                 Err(super::sources::layout_error(&LayoutError::Gone { digest: descriptor.digest.clone() }))
             }
-            None => self.from_any(repositories, descriptor).await,
+            None => self.ask_any(repositories, descriptor).await,
         }
     }
 
@@ -131,7 +131,7 @@ impl Remote {
                 (Ok(found), _) if fetched => return self.remember(repositories, found).await,
                 (Ok(found), _) => return Ok(found),
                 (Err(LayoutError::Gone { .. }), Some(descriptor)) if !repositories.is_empty() => {
-                    self.from_any(repositories, &descriptor).await?;
+                    self.ask_any(repositories, &descriptor).await?;
                     fetched = true;
                 }
                 (Err(error), _) => return Err(super::sources::layout_error(&error)),
@@ -153,7 +153,7 @@ impl Remote {
         .await
     }
 
-    async fn from_any(&self, repositories: &[Reference], descriptor: &Descriptor) -> Result<Vec<u8>, StepError> {
+    async fn ask_any(&self, repositories: &[Reference], descriptor: &Descriptor) -> Result<Vec<u8>, StepError> {
         let mut failure = internal("no repository was given");
         for repository in repositories {
             match self.fetch_document(repository, descriptor).await {
@@ -251,7 +251,6 @@ impl Remote {
     }
 
     /// Receives the rest of a blob. A failure gives the part back, unless it was the disk's.
-    #[expect(clippy::type_complexity, reason = "what is kept, and why not all of it came")]
     async fn receive(
         &self,
         repository: &Reference,
@@ -384,10 +383,13 @@ impl Content for StoredBlob {
     }
 }
 
+/// What the face found, or why it could not look.
+type Found = Result<Option<Credential>, String>;
+
 /// Questions to the face that wait for their answer.
 pub(super) struct FaceCredentials {
     answers: mpsc::UnboundedSender<Answer>,
-    waiting: Mutex<HashMap<u64, oneshot::Sender<Result<Option<Credential>, String>>>>,
+    waiting: Mutex<HashMap<u64, oneshot::Sender<Found>>>,
     next: AtomicU64,
 }
 
@@ -397,7 +399,7 @@ impl FaceCredentials {
     }
 
     /// The face's answer to a question.
-    pub(super) fn answered(&self, ask: u64, credential: Result<Option<Credential>, String>) {
+    pub(super) fn answered(&self, ask: u64, credential: Found) {
         if let Some(waiting) = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&ask) {
             // Whoever asked may have gone.
             let _ = waiting.send(credential);

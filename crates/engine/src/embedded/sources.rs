@@ -514,7 +514,9 @@ fn known(store: &Store, reference: &Reference) -> Result<Option<Root>, StepError
     };
     let Some(descriptor) = descriptor else { return Ok(None) };
     let mut repositories = origins(store, &descriptor.digest)?;
-    if reference.digest().is_none() && !repositories.iter().any(|known| known.name() == reference.name()) {
+    // Whoever names an image by digest alone has no repository in mind, and the store has all of what was made here.
+    let named = reference.digest().is_none() || repositories.is_empty();
+    if named && !repositories.iter().any(|known| known.name() == reference.name()) {
         repositories.insert(0, reference.clone());
     }
     Ok(Some(Root { descriptor, repositories }))

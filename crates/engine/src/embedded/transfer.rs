@@ -31,14 +31,14 @@ use crate::{BuildError, ExitKind, OutputDest, Report};
 const FETCHES: usize = 8;
 
 /// A name of the store as people give it: a reference, or a digest alone.
-pub(super) fn reference(image: &str) -> Result<Reference, BuildError> {
+pub(super) fn reference(image: &str) -> Result<Reference, StepError> {
     let text = match image.parse::<Digest>() {
         Ok(digest) => format!("image@{digest}"),
         Err(_) => image.to_owned(),
     };
     text.parse::<Reference>()
         .map(Reference::or_latest)
-        .map_err(|error| BuildError::new(ExitKind::Input, Report::new("invalid-reference", error.to_string())))
+        .map_err(|error| StepError::new(ExitKind::Input, Report::new("invalid-reference", error.to_string())))
 }
 
 /// Where documents and blobs of one image are read.
@@ -193,10 +193,7 @@ async fn find(remote: &Remote, images: &Images, place: &ImagePlace) -> Result<(D
             Ok((root, Source::Store(vec![reference.clone()])))
         }
         ImagePlace::Store { image } => {
-            let wanted = reference(image).map_err(|error| match error.reports.into_iter().next() {
-                Some(report) => StepError::new(ExitKind::Input, report),
-                None => no_image(image),
-            })?;
+            let wanted = reference(image)?;
             let found = images.in_store(&wanted).await?.ok_or_else(|| no_image(image))?;
             Ok((found.descriptor, Source::Store(found.repositories)))
         }
@@ -252,12 +249,17 @@ async fn collect(
                 indexes.push(document);
             }
             Parsed::Manifest(manifest) => {
+                let manifest = *manifest;
                 let config = source.document(remote, &manifest.config).await?;
                 if media_type::is_config(&manifest.config.media_type) {
                     let parsed: ImageConfig = serde_json::from_slice(&config).map_err(|error| {
                         limit(LayoutError::Malformed { digest: manifest.config.digest.to_string(), source: error })
                     })?;
-                    bundle.platforms.push(descriptor.platform.clone().unwrap_or_else(|| parsed.platform()));
+                    let platform = descriptor.platform.clone().unwrap_or_else(|| parsed.platform());
+                    // Attestations stand beside images as if they ran on something that nobody knows.
+                    if platform.os != "unknown" {
+                        bundle.platforms.push(platform);
+                    }
                 }
                 for layer in &manifest.layers {
                     if blobs.insert(layer.digest.clone()) {
@@ -325,10 +327,7 @@ impl Transfer {
             };
             match &to {
                 ImagePlace::Store { image } => {
-                    let name = reference(image).map_err(|error| match error.reports.into_iter().next() {
-                        Some(report) => StepError::new(ExitKind::Input, report),
-                        None => no_image(image),
-                    })?;
+                    let name = reference(image)?;
                     self.keep(&source, &root, &bundle, &name, work).await?;
                 }
                 ImagePlace::Registry { reference } => {

@@ -23,6 +23,9 @@ use crate::{BuildError, ExitKind, Report};
 /// Argument that leaves steps in the host's user namespace (`--userns=host`).
 pub(super) const HOST_USERNS: &str = "--host-userns";
 
+/// Stack of the threads that work on trees. Only what is used takes memory.
+const WALK_STACK_BYTES: usize = 16 << 20;
+
 /// How long cancelled builds may take to clean up once the face is gone.
 const CLEAN_UP: Duration = Duration::from_millis(1200);
 
@@ -53,6 +56,8 @@ fn serve_from_arguments() -> Result<(), Box<dyn std::error::Error>> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(std::thread::available_parallelism().map_or(2, |count| count.get().clamp(2, 8)))
         .max_blocking_threads(64)
+        // Trees are walked by recursion, and may be a thousand directories deep.
+        .thread_stack_size(WALK_STACK_BYTES)
         .enable_all()
         .build()?;
     let stream = UnixStream::from(link);

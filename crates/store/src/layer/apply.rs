@@ -107,13 +107,15 @@ struct OpenDir {
     path: PathBuf,
     tree: Tree,
     mtime: Time,
+    /// Whether a marker was seen here: a million more of them cost nothing.
+    opaque: bool,
 }
 
 impl OpenDir {
     fn new(path: &Path, tree: Tree) -> Result<Self, LayerError> {
         let itself = Place::new(tree.fd(), OsStr::new("."), tree.ids());
         let mtime = itself.metadata().map_err(|errno| Error::new("read", path, errno))?.mtime;
-        Ok(Self { path: path.to_owned(), tree, mtime })
+        Ok(Self { path: path.to_owned(), tree, mtime, opaque: false })
     }
 
     fn place<'a>(&'a self, name: &'a OsStr) -> Place<'a> {
@@ -144,12 +146,11 @@ impl Target<'_> {
         };
         let parent = path.parent().unwrap_or(Path::new(""));
         if self.how.whiteouts {
-            for reserved in parent.iter().filter(|name| name.as_bytes().starts_with(WHITEOUT)) {
-                if reserved.as_bytes().starts_with(WHITEOUT_META) {
-                    // Bookkeeping of AUFS.
-                    return Ok(());
-                }
-                return Err(refused(entry, "something in a whiteout"));
+            match parent.iter().find(|name| name.as_bytes().starts_with(WHITEOUT)) {
+                // Bookkeeping of AUFS.
+                Some(reserved) if reserved.as_bytes().starts_with(WHITEOUT_META) => return Ok(()),
+                Some(_) => return Err(refused(entry, "something in a whiteout")),
+                None => {}
             }
             if name.as_bytes().starts_with(WHITEOUT) {
                 return self.whiteout(entry, parent, name);
@@ -179,7 +180,7 @@ impl Target<'_> {
                 self.node(entry, kind, place, hides_lower, archive, buffer).map_err(|error| match error {
                     NodeError::Layer(error) => error,
                     NodeError::Errno(errno) => failed(errno),
-                })?
+                })?;
             }
         }
         if removed_dir {
@@ -330,14 +331,17 @@ impl Target<'_> {
     fn whiteout(&mut self, entry: &TarEntry, parent: &Path, name: &OsStr) -> Result<(), LayerError> {
         let deleted = &name.as_bytes()[WHITEOUT.len()..];
         if name.as_bytes() == OPAQUE {
-            let dir = self.enter(parent)?;
-            if Place::new(self.tree.fd(), OsStr::new("."), self.tree.ids()).metadata().map(|root| root.identity())
-                == dir.place(OsStr::new(".")).metadata().map(|here| here.identity())
-            {
-                self.root_opaque = true;
-            } else {
-                let done = dir.place(OsStr::new(".")).set_opaque();
-                done.map_err(|errno| Error::new("create", parent, errno))?;
+            let mut dir = self.enter(parent)?;
+            if !dir.opaque {
+                let itself = dir.place(OsStr::new("."));
+                let failed = |errno| Error::new("create", parent, errno);
+                let root = Place::new(self.tree.fd(), OsStr::new("."), self.tree.ids()).metadata().map_err(failed)?;
+                if itself.metadata().map_err(failed)?.identity() == root.identity() {
+                    self.root_opaque = true;
+                } else {
+                    itself.set_opaque().map_err(failed)?;
+                }
+                dir.opaque = true;
             }
             self.parent = Some(dir);
             return Ok(());

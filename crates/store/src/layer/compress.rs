@@ -328,7 +328,7 @@ pub(super) fn exceeded_limit(error: &io::Error) -> Option<(&'static str, u64)> {
 
 /// Whether a read of [`decompress`] failed because of the data, not because of where it comes from.
 pub(super) fn is_bad_data(error: &io::Error) -> bool {
-    error.get_ref().is_some_and(|error| error.is::<BadData>())
+    matches!(error.get_ref(), Some(inner) if inner.is::<BadData>())
 }
 
 #[cfg(test)]

@@ -442,7 +442,7 @@ fn find_daemons(findings: &mut Findings, outputs: &mut [Output], env: Environmen
         if let Output::Load { sockets, .. } = output {
             match settings::daemon_sockets(env) {
                 Ok(found) => *sockets = found,
-                Err(report) => findings.0.push(report),
+                Err(report) => findings.0.push(*report),
             }
         }
     }
