@@ -43,8 +43,8 @@ impl std::fmt::Debug for Credential {
 
 /// Finds credentials. Asked anew whenever a token is needed, so that what was refreshed meanwhile is used.
 pub trait Credentials: Send + Sync {
-    /// The credential for `host` (`docker.io`, `127.0.0.1:5000`), if there is one.
-    fn find<'a>(&'a self, host: &'a str) -> BoxFuture<'a, Result<Option<Credential>, Error>>;
+    /// The credential for a repository (`library/debian`) at `host` (`docker.io`, `127.0.0.1:5000`), if there is one.
+    fn find<'a>(&'a self, host: &'a str, repository: &'a str) -> BoxFuture<'a, Result<Option<Credential>, Error>>;
 }
 
 /// Knows none.
@@ -52,7 +52,7 @@ pub trait Credentials: Send + Sync {
 pub struct NoCredentials;
 
 impl Credentials for NoCredentials {
-    fn find<'a>(&'a self, _host: &'a str) -> BoxFuture<'a, Result<Option<Credential>, Error>> {
+    fn find<'a>(&'a self, _host: &'a str, _repository: &'a str) -> BoxFuture<'a, Result<Option<Credential>, Error>> {
         Box::pin(async { Ok(None) })
     }
 }
@@ -70,14 +70,17 @@ pub struct AuthFiles {
 const MAX_FILE: u64 = 8 << 20;
 
 impl AuthFiles {
-    /// Finds the credential for `host`. Blocks: files are read and helpers run.
+    /// Finds the credential for a repository at `host`. Blocks: files are read and helpers run.
+    ///
+    /// Keys of podman's files may go on with a namespace or a repository, and the longest one that fits is taken. Docker
+    /// takes its keys for those of hosts, whatever follows. Source: containers-auth.json(5).
     ///
     /// # Errors
     /// A file or a helper that cannot be used, by name.
-    pub fn find(&self, host: &str) -> Result<Option<Credential>, Error> {
+    pub fn find(&self, host: &str, repository: &str) -> Result<Option<Credential>, Error> {
         for path in &self.files {
             if let Some(file) = read(path)?
-                && let Some(found) = self.find_in(path, &file, host)?
+                && let Some(found) = self.find_in(path, &file, host, repository)?
             {
                 return Ok(Some(found));
             }
@@ -86,7 +89,13 @@ impl AuthFiles {
     }
 
     /// The helper for the host, then the helper for all, then the file itself, as docker does.
-    fn find_in(&self, path: &Path, file: &ConfigFile, host: &str) -> Result<Option<Credential>, Error> {
+    fn find_in(
+        &self,
+        path: &Path,
+        file: &ConfigFile,
+        host: &str,
+        repository: &str,
+    ) -> Result<Option<Credential>, Error> {
         let own = spellings(host).find_map(|name| file.cred_helpers.get(name)).filter(|name| !name.is_empty());
         let helper = own.or(file.creds_store.as_ref()).filter(|name| !name.is_empty());
         if let Some(name) = helper {
@@ -95,15 +104,25 @@ impl AuthFiles {
                 return Ok(Some(found));
             }
         }
-        let exact =
-            |key: &str| spellings(host).any(|spelling| spelling == key_host(key).0) && key_host(key).1.is_empty();
-        // Podman's keys may go on with a namespace; those are better than nothing.
-        let wider = |key: &str| spellings(host).any(|spelling| spelling == key_host(key).0);
-        for matches in [&exact as &dyn Fn(&str) -> bool, &wider] {
-            for (_, entry) in file.auths.iter().filter(|(key, _)| matches(key)) {
-                if let Some(found) = entry.credential(path, host)? {
-                    return Ok(Some(found));
-                }
+        let docker = path.file_name().is_some_and(|name| name == "config.json");
+        let mut fitting: Vec<(usize, &Entry)> = Vec::new();
+        for (key, entry) in &file.auths {
+            let (of, namespace) = key_host(key);
+            if !spellings(host).any(|spelling| spelling == of || spelling == key) {
+                continue;
+            }
+            let below = repository.strip_prefix(namespace).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+            if docker {
+                // Keys with a path are only better than nothing.
+                fitting.push((usize::from(namespace.is_empty()), entry));
+            } else if namespace.is_empty() || below {
+                fitting.push((namespace.len(), entry));
+            }
+        }
+        fitting.sort_by_key(|(length, _)| std::cmp::Reverse(*length));
+        for (_, entry) in fitting {
+            if let Some(found) = entry.credential(path, host)? {
+                return Ok(Some(found));
             }
         }
         Ok(None)
@@ -221,7 +240,34 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("config.json");
         fs::write(&path, text).unwrap();
-        AuthFiles { files: vec![dir.path().join("missing.json"), path], path: vec![] }.find(host)
+        AuthFiles { files: vec![dir.path().join("missing.json"), path], path: vec![] }.find(host, "owner/app")
+    }
+
+    #[test]
+    fn podmans_keys_are_taken_by_the_longest_that_fits() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("auth.json");
+        let entry = |user: &str| {
+            use base64::engine::general_purpose::STANDARD;
+            format!(r#"{{"auth": "{}"}}"#, STANDARD.encode(format!("{user}:p")))
+        };
+        let keys = [("q.io", "host"), ("q.io/a", "a"), ("q.io/a/b", "ab"), ("r.io/a", "other")];
+        let entries: Vec<String> = keys.iter().map(|(key, user)| format!(r#""{key}": {}"#, entry(user))).collect();
+        fs::write(&path, format!(r#"{{"auths": {{{}}}}}"#, entries.join(","))).unwrap();
+        let files = AuthFiles { files: vec![path], path: vec![] };
+        for (host, repository, user) in [
+            ("q.io", "a/b", Some("ab")),
+            ("q.io", "a/b/c", Some("ab")),
+            ("q.io", "a/bc", Some("a")),
+            ("q.io", "a", Some("a")),
+            ("q.io", "ab", Some("host")),
+            ("q.io", "", Some("host")),
+            ("r.io", "a/x", Some("other")),
+            ("r.io", "b", None),
+        ] {
+            let found = files.find(host, repository).unwrap();
+            assert_eq!(found, user.map(|user| basic(user, "p")), "{host}/{repository}");
+        }
     }
 
     #[test]

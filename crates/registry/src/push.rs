@@ -195,8 +195,8 @@ impl<'a> Target<'a> {
         bytes: Vec<u8>,
     ) -> Result<Pushed, Error> {
         let name = match (reference.tag(), reference.digest()) {
-            (Some(tag), _) => tag.to_owned(),
-            (None, Some(digest)) => digest.to_string(),
+            (_, Some(digest)) => digest.to_string(),
+            (Some(tag), None) => tag.to_owned(),
             (None, None) => descriptor.digest.to_string(),
         };
         let what = || format!("push manifest {} to `{}` as `{name}`", descriptor.digest, self.name);

@@ -2,7 +2,13 @@
 //!
 //! Invariant: what these functions return has neither user names, passwords, queries nor control characters.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use reqwest::Url;
+use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap};
+
+/// Media type of forms.
+pub(crate) const FORM: &str = "application/x-www-form-urlencoded";
 
 /// Scheme, host, port and path.
 pub(crate) fn redact(url: &Url) -> String {
@@ -38,6 +44,40 @@ pub(crate) fn escape(text: &str, limit: usize) -> String {
     out
 }
 
+/// What of a request must not come back in a message, should its answer repeat it.
+pub(crate) fn secrets(headers: &HeaderMap, body: &[u8]) -> Vec<String> {
+    let mut secrets = Vec::new();
+    if let Some((scheme, value)) =
+        headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok()).and_then(|value| value.split_once(' '))
+    {
+        secrets.push(value.to_owned());
+        let decoded = STANDARD.decode(value).ok().filter(|_| scheme.eq_ignore_ascii_case("basic"));
+        if let Some((_, password)) =
+            decoded.and_then(|text| String::from_utf8(text).ok()).as_deref().and_then(|text| text.split_once(':'))
+        {
+            secrets.push(password.to_owned());
+        }
+    }
+    if headers.get(CONTENT_TYPE).is_some_and(|kind| kind == FORM) {
+        // Read as what it was written as: the query of an address.
+        let form = str::from_utf8(body).ok().and_then(|form| Url::parse(&format!("form:?{form}")).ok());
+        let pairs = form.iter().flat_map(Url::query_pairs);
+        secrets.extend(
+            pairs
+                .filter(|(name, _)| matches!(&**name, "password" | "refresh_token"))
+                .map(|(_, value)| value.into_owned()),
+        );
+    }
+    // Shorter ones would be found in every word.
+    secrets.retain(|secret| secret.len() >= 4);
+    secrets
+}
+
+/// Foreign text without `secrets`.
+pub(crate) fn mask(text: &str, secrets: &[String]) -> String {
+    secrets.iter().fold(text.to_owned(), |text, secret| text.replace(secret.as_str(), "***"))
+}
+
 /// Whether two addresses have the same scheme, host and port.
 pub(crate) fn same_origin(one: &Url, other: &Url) -> bool {
     one.scheme() == other.scheme()
@@ -59,6 +99,18 @@ mod tests {
         ] {
             assert_eq!(redact(&Url::parse(url).unwrap()), expected);
         }
+    }
+
+    #[test]
+    fn what_was_sent_does_not_come_back() {
+        let mut headers = HeaderMap::new();
+        // user:hunter2
+        headers.insert(AUTHORIZATION, "Basic dXNlcjpodW50ZXIy".parse().unwrap());
+        headers.insert(CONTENT_TYPE, FORM.parse().unwrap());
+        let secrets = secrets(&headers, b"grant_type=password&password=s%20cret&username=u");
+        let said = "you said Basic dXNlcjpodW50ZXIy, that is hunter2, and s cret";
+        assert_eq!(mask(said, &secrets), "you said Basic ***, that is ***, and ***");
+        assert!(super::secrets(&HeaderMap::new(), b"password=hunter2").is_empty());
     }
 
     #[test]

@@ -9,7 +9,7 @@ use reqwest::{StatusCode, Url};
 use serde::Deserialize;
 
 use crate::error::is_transient_status;
-use crate::redact::escape;
+use crate::redact::{escape, mask};
 use crate::settings::{Limits, seconds};
 use crate::transport::{follow, host_label};
 use crate::{Error, failure, retry};
@@ -23,11 +23,14 @@ pub(crate) struct Response {
     inner: reqwest::Response,
     floor: Floor,
     limits: Limits,
+    /// What of the request must not be shown.
+    secrets: Vec<String>,
 }
 
 impl Response {
-    pub(crate) fn new(inner: reqwest::Response, limits: &Limits) -> Self {
-        Self { url: inner.url().clone(), inner, floor: Floor::new(limits), limits: limits.clone() }
+    /// The answer to a request with these secrets.
+    pub(crate) fn new(inner: reqwest::Response, limits: &Limits, secrets: Vec<String>) -> Self {
+        Self { url: inner.url().clone(), inner, floor: Floor::new(limits), limits: limits.clone(), secrets }
     }
 
     pub(crate) fn status(&self) -> StatusCode {
@@ -150,7 +153,7 @@ impl Response {
                 Ok(None) | Err(_) => break,
             }
         }
-        describe(&head)
+        describe(&head, &self.secrets)
     }
 }
 
@@ -168,14 +171,15 @@ struct Cause {
     message: String,
 }
 
-fn describe(body: &[u8]) -> String {
+fn describe(body: &[u8], secrets: &[String]) -> String {
     // Other bodies are pages for people with browsers.
     let Ok(explanation) = serde_json::from_slice::<Explanation>(body) else { return String::new() };
     let causes: Vec<String> = explanation
         .errors
         .iter()
         .take(5)
-        .map(|cause| match (cause.code.as_str(), cause.message.as_str()) {
+        .map(|cause| (mask(&cause.code, secrets), mask(&cause.message, secrets)))
+        .map(|(code, message)| match (code.as_str(), message.as_str()) {
             ("", message) => escape(message, 300),
             (code, "") => escape(code, 100),
             (code, message) => format!("{}: {}", escape(code, 100), escape(message, 300)),
@@ -235,7 +239,7 @@ mod tests {
             ("<html>", ""),
             ("", ""),
         ] {
-            assert_eq!(describe(body.as_bytes()), expected);
+            assert_eq!(describe(body.as_bytes(), &[]), expected);
         }
     }
 

@@ -20,7 +20,7 @@ use crate::auth::{Credential, Credentials};
 use crate::challenge::{self, Challenge};
 use crate::endpoint::Endpoint;
 use crate::realm::{self, Trust};
-use crate::redact::authority;
+use crate::redact::{FORM, authority};
 use crate::response::Response;
 use crate::retry::Patience;
 use crate::transport::{Request, Transport, host_label, lock};
@@ -121,11 +121,7 @@ impl Authorizer {
         refused: Option<&Pass>,
     ) -> Result<Option<Pass>, Error> {
         let wanted: Vec<&str> = scopes.iter().map(String::as_str).collect();
-        let key = match challenge {
-            Challenge::Basic => String::new(),
-            Challenge::Bearer { .. } => wanted.join(" "),
-        };
-        let slot = lock(&self.passes).entry((endpoint.authority.clone(), key)).or_default().clone();
+        let slot = lock(&self.passes).entry((endpoint.authority.clone(), wanted.join(" "))).or_default().clone();
         let mut slot = slot.lock().await;
         if let Some(pass) = slot.as_ref()
             && Instant::now() < pass.expires
@@ -145,7 +141,7 @@ impl Authorizer {
         scopes: &Scopes,
         after_refusal: bool,
     ) -> Result<Option<Pass>, Error> {
-        let credential = self.credentials.find(&endpoint.host).await?;
+        let credential = self.credentials.find(&endpoint.host, repository(scopes)).await?;
         let start = Instant::now();
         if let Some(Credential::Bearer { token }) = &credential {
             return Pass::new(&format!("Bearer {token}"), start, DEFAULT_LIFETIME, &endpoint.host).map(Some);
@@ -168,6 +164,13 @@ impl Authorizer {
         let service = Service { transport: &self.transport, endpoint, url, service: service.as_deref(), scopes };
         service.token(base, credential).await.map(Some)
     }
+}
+
+/// The repository that the scopes are for: the one that is written to, where others are read to mount from them.
+fn repository(scopes: &Scopes) -> &str {
+    let scope = scopes.iter().find(|scope| scope.ends_with("push")).or_else(|| scopes.first());
+    let resource = scope.and_then(|scope| scope.strip_prefix("repository:"));
+    resource.and_then(|resource| resource.rsplit_once(':')).map_or("", |(path, _)| path)
 }
 
 fn basic(username: &str, password: &str) -> String {
@@ -280,7 +283,7 @@ impl Service<'_> {
             }
         }
         let mut request = Request::new(Method::POST, self.url.clone());
-        request.headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"));
+        request.headers.insert(CONTENT_TYPE, HeaderValue::from_static(FORM));
         request.body = form.query().unwrap_or_default().to_owned().into();
         self.send(request).await
     }

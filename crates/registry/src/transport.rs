@@ -17,7 +17,7 @@ use reqwest::{Method, NoProxy, Proxy, StatusCode, Url};
 
 use crate::endpoint::{Endpoint, Protocol, settings_name};
 use crate::realm::is_link_local_url;
-use crate::redact::{authority, escape, redact, same_origin};
+use crate::redact::{authority, escape, redact, same_origin, secrets};
 use crate::response::Response;
 use crate::settings::{Limits, seconds};
 use crate::tls::Tls;
@@ -181,7 +181,7 @@ impl Transport {
                 seconds: limit.as_secs_f64(),
             }),
             Ok(Err(error)) => Err(failure::classify(url, error, limits)),
-            Ok(Ok(response)) => Ok(Response::new(response, limits)),
+            Ok(Ok(response)) => Ok(Response::new(response, limits, secrets(headers, body))),
         };
         trace(method, url, &result);
         result
@@ -197,6 +197,7 @@ impl Transport {
         let Request { method, url, headers, .. } = request;
         let client = self.client(&self.which(&url))?;
         let limits = self.limits();
+        let hidden = secrets(&headers, &[]);
         let (body, mut watch) = feed.into_body(limits);
         let mut sending =
             std::pin::pin!(client.request(method.clone(), url.clone()).headers(headers).body(body).send());
@@ -214,7 +215,7 @@ impl Transport {
         };
         let result = match (watch.content_error(), answer) {
             (Some(error), _) => Err(Error::Content(error)),
-            (None, Ok(response)) => Ok(Response::new(response, limits)),
+            (None, Ok(response)) => Ok(Response::new(response, limits, hidden)),
             (None, Err(error)) => Err(error),
         };
         on_tick(watch.sent());

@@ -140,6 +140,8 @@ pub(super) enum Answer {
         ask: u64,
         /// Host and port, as in references.
         host: String,
+        /// The repository there.
+        repository: String,
     },
 }
 

@@ -332,10 +332,10 @@ fn connect(
                 }
                 Answer::Done { id, result } => reply(&pending, id, Ok(result)),
                 Answer::Failed { id, error } => reply(&pending, id, Err(error)),
-                Answer::Credential { ask, host } => {
+                Answer::Credential { ask, host, repository } => {
                     let (auth, replies) = (auth.clone(), replies.clone());
                     tokio::task::spawn_blocking(move || {
-                        let result = auth.find(&host).map_err(|error| explain(&error));
+                        let result = auth.find(&host, &repository).map_err(|error| explain(&error));
                         if let Some(replies) = replies.upgrade() {
                             // A closed channel means that the worker is gone.
                             let _ = replies.send(Call::Credential { ask, result });

@@ -408,14 +408,20 @@ impl FaceCredentials {
 }
 
 impl Credentials for FaceCredentials {
-    fn find<'a>(&'a self, host: &'a str) -> BoxFuture<'a, Result<Option<Credential>, registry::Error>> {
+    fn find<'a>(
+        &'a self,
+        host: &'a str,
+        repository: &'a str,
+    ) -> BoxFuture<'a, Result<Option<Credential>, registry::Error>> {
         Box::pin(async move {
             let ask = self.next.fetch_add(1, Ordering::Relaxed);
             let (sender, answer) = oneshot::channel();
             self.waiting.lock().unwrap_or_else(PoisonError::into_inner).insert(ask, sender);
             let refused = |what| registry::Error::Settings { what, source: None };
             let gone = || refused(format!("nobody is there to ask for the credentials of `{host}`"));
-            self.answers.send(Answer::Credential { ask, host: host.to_owned() }).map_err(|_| gone())?;
+            self.answers
+                .send(Answer::Credential { ask, host: host.to_owned(), repository: repository.to_owned() })
+                .map_err(|_| gone())?;
             match answer.await {
                 Ok(Ok(credential)) => Ok(credential),
                 Ok(Err(message)) => Err(refused(message)),

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use super::build::{Engine, blocking, step_error};
 use super::ops::{self, StepError};
 use super::sources::{Images, Policy};
-use crate::{BuildError, ExitKind, NetworkMode, Report, RunRequest};
+use super::transfer::{no_image, reference};
+use crate::{BuildError, ExitKind, ImagePlace, NetworkMode, Report, RunRequest, TransferRequest, Variants};
 use build_engine_graph::{Event, EventSink, LogStream};
 use build_engine_oci::{Digest, ImageConfig, Platform};
 use build_engine_sandbox as sandbox;
@@ -15,8 +16,19 @@ use build_engine_store::Snapshot;
 impl Engine {
     /// Runs a command in an image of the store; what it writes to the image is thrown away. Returns its exit code.
     pub(super) async fn run(&self, request: RunRequest) -> Result<i32, BuildError> {
-        let reference = super::transfer::reference(&request.image)?;
+        let reference = reference(&request.image)?;
         let images = Images::new(Arc::clone(&self.parts.remote), Policy::default());
+        if images.in_store(&reference).await?.is_none() {
+            if request.image.parse::<Digest>().is_ok() {
+                return Err(step_error(no_image(&request.image)));
+            }
+            // As docker does: what had to be fetched has a name from then on.
+            let to = ImagePlace::Store { image: reference.to_string() };
+            let pair = (ImagePlace::Registry { reference: reference.clone() }, to);
+            let variants = Variants::Only(Platform::host());
+            let pull = TransferRequest::Copy { images: vec![pair], variants };
+            self.transfer(pull, Arc::new(|_: Event| {})).await?;
+        }
         let pinned = images.open(&format!("docker-image://{reference}"), &Platform::host()).await?;
         let lease = self.parts.store.lease().map_err(|error| StepError::store("cannot take a lease", &error))?;
         let lease = Arc::new(lease);

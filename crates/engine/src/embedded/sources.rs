@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use build_engine_dockerfile::ignore::Ignore;
 use build_engine_frontend::Answer;
 use build_engine_graph::{EventSink, SourceOp};
-use build_engine_oci::{Descriptor, DiffId, Digest, ImageConfig, Platform, Reference};
+use build_engine_oci::{Descriptor, DiffId, Digest, ImageConfig, Platform, Reference, media_type};
 use build_engine_store::{Following, Lease, Snapshot, Store};
 use tokio::sync::{OnceCell, oneshot};
 use tokio::task::JoinHandle;
@@ -361,6 +361,14 @@ impl PinnedImage {
         let config: ImageConfig = serde_json::from_slice(&self.found.config)
             .map_err(|error| internal(format!("a config that was read before does not parse: {error}")))?;
         let (layers, diff_ids) = (&self.found.manifest.layers, config.rootfs.diff_ids);
+        if let Some(layer) = layers.iter().find(|layer| !media_type::is_layer(&layer.media_type)) {
+            let message = format!(
+                "blob {} of the image has the media type `{}`, which is no layer",
+                layer.digest,
+                layer.media_type.escape_debug()
+            );
+            return Err(StepError::new(ExitKind::Integrity, Report::new("integrity", message)));
+        }
         if layers.len() == diff_ids.len() {
             return Ok(diff_ids);
         }
@@ -529,7 +537,7 @@ pub(super) fn origins(store: &Store, digest: &Digest) -> Result<Vec<Reference>, 
 }
 
 fn media_type_of(parsed: &build_engine_oci::Parsed) -> String {
-    use build_engine_oci::{Parsed, media_type};
+    use build_engine_oci::Parsed;
     match parsed {
         Parsed::Manifest(manifest) => manifest.media_type.clone().unwrap_or_else(|| media_type::OCI_MANIFEST.into()),
         Parsed::Index(index) => index.media_type.clone().unwrap_or_else(|| media_type::OCI_INDEX.into()),

@@ -101,22 +101,15 @@ impl Engine {
 
     /// Gives an image of the store another name.
     pub(super) async fn tag(&self, image: String, name: Reference) -> Result<(), BuildError> {
-        let wanted = reference(&image)?;
+        let remote = &self.parts.remote;
+        let images = Images::new(Arc::clone(remote), Policy::default());
+        let (root, source) = find(remote, &images, &ImagePlace::Store { image }).await.map_err(step_error)?;
+        let bundle = collect(remote, &source, &root, &Variants::All).await.map_err(step_error)?;
         let store = self.parts.store.clone();
         blocking(move || {
-            let failed = |error| StepError::store("cannot name an image", &error);
-            let named = store.name(&wanted).map_err(failed)?;
-            let by_digest = || -> Result<Option<_>, StepError> {
-                let Some(digest) = wanted.digest() else { return Ok(None) };
-                let names = store.names().map_err(failed)?;
-                Ok(names.into_iter().find(|name| name.descriptor.digest == *digest))
-            };
-            let found = match named {
-                Some(found) => Some(found),
-                None => by_digest()?,
-            };
-            let found = found.ok_or_else(|| no_image(&image))?;
-            store.set_name(&name.or_latest(), &found.descriptor, &found.platforms).map_err(failed)
+            store
+                .set_name(&name.or_latest(), &root, &bundle.platforms)
+                .map_err(|error| StepError::store("cannot name an image", &error))
         })
         .await
     }
@@ -163,7 +156,8 @@ impl Engine {
     }
 }
 
-fn no_image(name: &str) -> StepError {
+/// An image that the store does not have.
+pub(super) fn no_image(name: &str) -> StepError {
     let report = Report::new(UNKNOWN_IMAGE, format!("the store has no image named `{name}`"));
     StepError::new(ExitKind::Input, report.hint("`build-engine images ls` lists the images"))
 }

@@ -60,7 +60,7 @@ impl Known {
 }
 
 impl Credentials for Known {
-    fn find<'a>(&'a self, host: &'a str) -> BoxFuture<'a, Result<Option<Credential>, Error>> {
+    fn find<'a>(&'a self, host: &'a str, _repository: &'a str) -> BoxFuture<'a, Result<Option<Credential>, Error>> {
         Box::pin(async move {
             self.asked.fetch_add(1, Ordering::Relaxed);
             Ok((host == self.host).then(|| self.credential.clone()))

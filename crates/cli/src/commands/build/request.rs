@@ -68,6 +68,11 @@ pub(crate) fn plan(flags: Flags, env: Environment<'_>) -> Result<Plan, Failure> 
     let mut outputs = outputs(&mut findings, &flags.output, quiet);
     shorthands(&mut outputs, flags.push == Some(true), flags.load == Some(true));
     find_daemons(&mut findings, &mut outputs, env);
+    let nameless = |output: &Output| matches!(output, Output::Image { push: true, names, .. } if names.is_empty());
+    if tags.is_empty() && flags.tag.is_empty() && outputs.iter().any(nameless) {
+        findings.add("no-name", "an image that is pushed needs a name").hint =
+            Some("give one with `-t REGISTRY/NAME:TAG`, or `name=` in `--output`".into());
+    }
     if outputs.is_empty() && tags.is_empty() && (quiet || flags.iidfile.is_some() || flags.metadata_file.is_some()) {
         // Somebody wants to know the digest of an image, so there has to be one.
         outputs.push(Output::image());
@@ -931,13 +936,13 @@ mod tests {
             shown.collect()
         };
         for (args, expected) in [
-            (&["--push"][..], &["image store=true push=true"][..]),
-            (&["--push", "-o", "type=image"], &["image store=true push=true"]),
-            (&["--push", "-o", "type=registry"], &["image store=false push=true"]),
-            (&["--push", "-o", "type=oci,dest=x"], &["oci", "image store=true push=true"]),
+            (&["--push", "-t", "a"][..], &["image store=true push=true"][..]),
+            (&["--push", "-t", "a", "-o", "type=image"], &["image store=true push=true"]),
+            (&["--push", "-o", "type=registry,name=a"], &["image store=false push=true"]),
+            (&["--push", "-t", "a", "-o", "type=oci,dest=x"], &["oci", "image store=true push=true"]),
             (&["--load"], &["load 2"]),
             (&["--load", "-o", "type=docker"], &["load 2"]),
-            (&["-o", "type=image,push=true,store=false"], &["image store=false push=true"]),
+            (&["-o", "type=image,push=true,store=false,name=a"], &["image store=false push=true"]),
             (&["--push=false", "--load=false"], &[]),
         ] {
             assert_eq!(shown(args), expected, "{args:?}");
