@@ -339,6 +339,8 @@ impl Error {
                  settings), or do without verification: `--insecure-registry {host}`, or \
                  `\"registries\": {{\"{host}\": {{\"insecure\": true}}}}`"
             )),
+            // Something that is no address of a host cannot be allowed.
+            Self::RealmRefused { realm, .. } if realm.contains("://") => None,
             Self::ForeignRealm { host, realm } | Self::RealmRefused { host, realm, .. } => Some(format!(
                 "if `{realm}` may be given the credentials of `{host}`, say so in the settings: \
                  `\"registries\": {{\"{host}\": {{\"auth-hosts\": [\"{realm}\"]}}}}`"

@@ -20,7 +20,7 @@ use crate::auth::{Credential, Credentials};
 use crate::challenge::{self, Challenge};
 use crate::endpoint::Endpoint;
 use crate::realm::{self, Trust};
-use crate::redact::{FORM, authority};
+use crate::redact::{FORM, authority, redact};
 use crate::response::Response;
 use crate::retry::Patience;
 use crate::transport::{Request, Transport, host_label, lock};
@@ -200,7 +200,7 @@ impl Service<'_> {
         let auth_hosts = settings.map_or(&nothing, |settings| &settings.auth_hosts);
         let trust = realm::judge(registry, &self.url, auth_hosts).map_err(|reason| Error::RealmRefused {
             host: self.endpoint.host.clone(),
-            realm: authority(&self.url),
+            realm: if self.url.has_host() { authority(&self.url) } else { redact(&self.url) },
             reason,
         })?;
         let foreign = (trust == Trust::Anonymous && credential.is_some()).then(|| authority(&self.url));

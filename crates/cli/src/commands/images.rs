@@ -24,7 +24,7 @@ pub(crate) enum Command {
     },
     /// Show what an image is made of; one that is not in the store is looked at in its registry
     Inspect {
-        /// The image: a name, docker://NAME, oci:DIR[:TAG], oci-archive:FILE[:TAG] or docker-archive:FILE[:NAME]
+        /// The image: a name, or a place as `copy` takes it
         #[arg(value_name = "IMAGE")]
         image: String,
         /// Print the manifest or index as it is
