@@ -101,3 +101,34 @@ fn what_was_pruned_is_fetched_again() {
     assert_eq!(bench.ok(["run", "--network=none", "app"]), MARKER);
     bench.verify_store();
 }
+
+/// What an earlier attempt left may be wrong. It is noticed when all of it is there, and fetched anew, although a build
+/// was unpacking it meanwhile.
+#[test]
+fn a_damaged_part_of_a_layer_is_fetched_anew_under_the_hands_of_a_build() {
+    for who in EVERYBODY {
+        let Some(bench) = Bench::new(who) else { return };
+        let Some(home) = registry() else { return };
+        bench.ok(["images", "ls"]);
+        let ingest = bench.engine.store().join("ingest");
+        let layers: Vec<String> = home.blobs("base").into_iter().collect();
+        for digest in &layers {
+            let part = ingest.join(digest.replace(':', "-"));
+            bench.write(&part, &"x".repeat(100));
+        }
+        let dockerfile =
+            format!("FROM {}\nRUN cat /marker > /seen\nCMD [\"cat\", \"/seen\"]\n", home.reference("base", "v1"));
+        let run = bench.build("app", &[("Dockerfile", &dockerfile)], &["-t", "app"]);
+        assert_eq!(run.code, Some(0), "{}", run.stderr);
+        assert_eq!(bench.ok(["run", "--network=none", "app"]), MARKER);
+        bench.verify_store();
+        assert_eq!(std::fs::read_dir(&ingest).unwrap().count(), layers.len() - count_of_layers(&home));
+    }
+}
+
+/// Blobs of the base that are layers.
+fn count_of_layers(home: &FakeRegistry) -> usize {
+    let (_, manifest) = home.manifest("base", "v1").unwrap();
+    let manifest: serde_json::Value = serde_json::from_slice(&manifest).unwrap();
+    manifest["layers"].as_array().unwrap().len()
+}

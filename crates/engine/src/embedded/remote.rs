@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use build_engine_oci::{Descriptor, Digest, Platform, Reference};
 use build_engine_registry::{self as registry, Client, Content, Credential, Credentials};
-use build_engine_store::{Following, Store};
+use build_engine_store::{Following, PartialBlob, Store};
 use futures::future::BoxFuture;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
@@ -90,14 +90,8 @@ impl Remote {
         let (store, repository, digest) = (self.store.clone(), repository.name(), descriptor.digest.clone());
         on_disk(move || {
             let failed = |error| StepError::store("cannot keep a document of an image", &error);
-            let stored = store.put_blob(&bytes).map_err(failed)?;
-            if stored != digest {
-                // The client compared the digest; only one of another algorithm has a second name here.
-                let mut writer = store.blob_writer().map_err(failed)?;
-                std::io::Write::write_all(&mut writer, &bytes)
-                    .map_err(|error| super::bundle::io_error("cannot keep a document of an image", &error))?;
-                writer.commit(Some((&digest, bytes.len() as u64))).map_err(failed)?;
-            }
+            // Under the digest that the client compared it with: it takes no other than SHA-256's.
+            store.put_blob(&bytes).map_err(failed)?;
             store.add_origins(&repository, [&digest]).map_err(failed)?;
             Ok(bytes)
         })
@@ -206,14 +200,7 @@ impl Remote {
                     continue;
                 }
             };
-            let committed = on_disk(move || {
-                arrived
-                    .commit()
-                    .map_err(Box::new)
-                    .map_err(|error| StepError::store("a blob is not what its digest says", &error))
-            })
-            .await;
-            match committed {
+            match commit(arrived).await {
                 Ok(()) => {
                     let (store, repository, digest) =
                         (self.store.clone(), repository.name(), descriptor.digest.clone());
@@ -243,11 +230,7 @@ impl Remote {
             on_disk(move || store.partial_blob(&wanted).map_err(|error| fetch_failed(&wanted)(&error))).await?;
         let Some(partial) = partial else { return Ok(()) };
         let arrived = self.receive(repository, descriptor, partial, progress).await.map_err(|(_, reason)| reason)?;
-        on_disk(move || {
-            arrived.commit().map_err(|error| StepError::store("a blob is not what its digest says", &error))
-        })
-        .await
-        .map_err(|reason| named(reason, repository, descriptor))
+        commit(arrived).await.map_err(|reason| named(reason, repository, descriptor))
     }
 
     /// Receives the rest of a blob. A failure gives the part back, unless it was the disk's.
@@ -255,9 +238,9 @@ impl Remote {
         &self,
         repository: &Reference,
         descriptor: &Descriptor,
-        mut partial: build_engine_store::PartialBlob,
+        mut partial: PartialBlob,
         progress: &OnProgress,
-    ) -> Result<build_engine_store::PartialBlob, (Option<build_engine_store::PartialBlob>, StepError)> {
+    ) -> Result<PartialBlob, (Option<PartialBlob>, StepError)> {
         let mut current = partial.offset();
         let mut blob = match self.client.blob(repository, descriptor, current).await {
             Ok(blob) => blob,
@@ -301,6 +284,10 @@ impl Remote {
             (Ok(partial), None) => Ok(partial),
         }
     }
+}
+
+async fn commit(arrived: PartialBlob) -> Result<(), StepError> {
+    on_disk(move || arrived.commit().map_err(|error| StepError::store("cannot keep a blob that arrived", &error))).await
 }
 
 /// A document of the store, if it is there and good.

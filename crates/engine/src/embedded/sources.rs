@@ -224,24 +224,33 @@ impl Images {
             let base = Snapshot::new(ids.clone());
             let following = fetches.reader(index).await?;
             meter.at(0);
-            let (store, image, layer) = (store.clone(), Arc::clone(image), descriptor.clone());
-            let unpacked = on_disk(move || {
-                let applied = match (following, &image.origin) {
-                    (Some(following), _) => store.apply_following(&layer, &diff_id, &base, following),
-                    (None, Origin::Layout(layout)) => {
-                        let reader = layout.open_blob(&layer.digest).map_err(|error| layout_error(&error))?;
-                        store.apply_blob(&layer, &diff_id, &base, reader)
-                    }
-                    (None, Origin::Store(_)) => store.apply_stored_blob(&layer, &diff_id, &base),
-                };
-                applied.map_err(|error| unpack_error(&layer, &error))
-            })
-            .await;
-            match unpacked {
-                Ok(id) => ids.push(id),
-                // That a blob did not arrive is what the one who fetched it can explain.
-                Err(error) => return Err(fetches.failure(index).await.unwrap_or(error)),
-            }
+            let read_along = following.is_some();
+            let apply = |following: Option<Following>| {
+                let (store, image, layer) = (store.clone(), Arc::clone(image), descriptor.clone());
+                let (diff_id, base) = (diff_id.clone(), base.clone());
+                on_disk(move || {
+                    let applied = match (following, &image.origin) {
+                        (Some(following), _) => store.apply_following(&layer, &diff_id, &base, following),
+                        (None, Origin::Layout(layout)) => {
+                            let reader = layout.open_blob(&layer.digest).map_err(|error| layout_error(&error))?;
+                            store.apply_blob(&layer, &diff_id, &base, reader)
+                        }
+                        (None, Origin::Store(_)) => store.apply_stored_blob(&layer, &diff_id, &base),
+                    };
+                    applied.map_err(|error| unpack_error(&layer, &error))
+                })
+            };
+            let id = match apply(following).await {
+                Ok(id) => id,
+                Err(error) => match fetches.failure(index).await {
+                    // That a blob did not arrive is what the one who fetched it can explain.
+                    Some(reason) => return Err(reason),
+                    // It did: what was read along was thrown away, and it was fetched once more from the start.
+                    None if read_along && error.kind != ExitKind::Integrity => apply(None).await?,
+                    None => return Err(error),
+                },
+            };
+            ids.push(id);
             meter.done();
         }
         fetches.finish().await?;
