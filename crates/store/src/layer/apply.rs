@@ -474,11 +474,18 @@ impl Target<'_> {
         buffer: &mut [u8],
     ) -> Result<(), LayerError> {
         loop {
-            let got = archive.content(buffer)?;
-            if got == 0 {
+            // Decoders hand out small pieces; few large writes make few large pages of them.
+            let mut filled = 0;
+            while filled < buffer.len() {
+                match archive.content(&mut buffer[filled..])? {
+                    0 => break,
+                    got => filled += got,
+                }
+            }
+            if filled == 0 {
                 return Ok(());
             }
-            file.write_all(&buffer[..got]).map_err(|source| LayerError::Content {
+            file.write_all(&buffer[..filled]).map_err(|source| LayerError::Content {
                 action: "write",
                 path: escape(&entry.name),
                 source,

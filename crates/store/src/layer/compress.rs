@@ -167,7 +167,7 @@ impl<W: Write> Write for FramedWriter<W> {
 /// If the first bytes cannot be read.
 pub fn decompress<'a>(reader: impl Read + Send + 'a) -> io::Result<Box<dyn Read + Send + 'a>> {
     let source = Arc::new(Source::default());
-    let mut reader = BufReader::with_capacity(64 << 10, Counted { reader, source: source.clone() });
+    let mut reader = BufReader::with_capacity(128 << 10, Counted { reader, source: source.clone() });
     let mut magic = [0; 6];
     let mut length = 0;
     // A pipe may hand out single bytes.
@@ -185,20 +185,18 @@ pub fn decompress<'a>(reader: impl Read + Send + 'a) -> io::Result<Box<dyn Read 
     let limited = |reader| Limited { reader, source, produced: 0 };
     Ok(match format {
         Format::Plain => Box::new(whole),
-        Format::Gzip => {
-            Box::new(limited(Decoder::Gzip(Box::new(flate2::bufread::MultiGzDecoder::new(BufReader::new(whole))))))
-        }
+        Format::Gzip => Box::new(limited(Decoder::Gzip(Box::new(flate2::bufread::MultiGzDecoder::new(whole))))),
         Format::Zstd => {
-            let mut decoder = zstd::stream::read::Decoder::with_buffer(BufReader::new(whole))?;
+            let mut decoder = zstd::stream::read::Decoder::with_buffer(whole)?;
             decoder.window_log_max(ZSTD_WINDOW_LOG)?;
             Box::new(limited(Decoder::Zstd(decoder)))
         }
         Format::Bzip2 => {
-            let decoder = bzip2::bufread::MultiBzDecoder::new(BufReader::new(whole));
+            let decoder = bzip2::bufread::MultiBzDecoder::new(whole);
             Box::new(limited(Decoder::Bzip2(decoder)))
         }
         Format::Xz => {
-            let decoder = lzma_rust2::XzReader::new_mem_limit(BufReader::new(whole), true, XZ_MEMORY_KIB);
+            let decoder = lzma_rust2::XzReader::new_mem_limit(whole, true, XZ_MEMORY_KIB);
             Box::new(limited(Decoder::Xz(Box::new(decoder))))
         }
     })
