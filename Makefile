@@ -4,7 +4,7 @@
 #   make demo     build the release binary, then the services of examples/shop, and run them
 #   make test     every test: the crates, the command line, the conformance with BuildKit
 #   make check    formatting, lints, documentation, dependencies
-#   make bench    compare with BuildKit and buildah; writes docs/benchmarks.md
+#   make bench    compare with BuildKit, docker, skopeo and buildah; writes docs/benchmarks.md
 #   make dist     a static binary in dist/
 #   make peers    install and start the builders that tests compare with (`make peers-stop` ends them)
 #   make clean    remove what was built

@@ -22,8 +22,8 @@ fn steps(who: Who) {
     let Some(busybox) = busybox() else { return };
     // Everything that a step of an image writes to by habit, and a check that it runs at all.
     let dockerfile = "FROM base\nRUN echo x > /etc/made; echo x > /run/made; echo x > /tmp/made; echo x > /dev/made; \
-                      echo x > /dev/null; chmod 777 /dev/null /etc/hosts /etc/resolv.conf; mkdir -p /work/sub; true\n\
-                      WORKDIR /work/deeper\n";
+                      echo x > /dev/null; chmod 777 /dev/null /etc/hosts /etc/resolv.conf; mkdir -p /job/sub; true\n\
+                      WORKDIR /job/deeper\n";
     bench.engine.context("step", &[("Dockerfile", dockerfile)]).unwrap();
     let canary = bench.canary().to_owned();
     let host = ["/dev/null", "/etc/hosts", "/etc/resolv.conf", "/etc"].map(|path| {
@@ -39,7 +39,7 @@ fn steps(who: Who) {
         "etc",
         "run",
         "tmp",
-        "work",
+        "job",
         "root",
         "dev/null",
         "dev/console",
