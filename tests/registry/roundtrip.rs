@@ -515,3 +515,23 @@ fn ctrl_c_ends_a_pull_and_a_push_at_once() {
         bench.ok(["push", &registry.reference("other", "v1")]);
     }
 }
+
+/// D-23 in part: what was built is there, whatever the registry says.
+#[test]
+fn an_image_whose_push_failed_is_not_lost() {
+    let Some(bench) = Bench::new(Who::User) else { return };
+    let registry = FakeRegistry::start();
+    let target = registry.reference("app", "v1");
+    let closed = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(true));
+    let is_closed = std::sync::Arc::clone(&closed);
+    registry.on(move |request| {
+        (is_closed.load(std::sync::atomic::Ordering::SeqCst) && request.path.contains("/uploads"))
+            .then(|| Reply::error(403, "DENIED", "closed today"))
+    });
+    let run = bench.build("app", &[("Dockerfile", "FROM scratch\nCOPY Dockerfile /\n")], &["--push", "-t", &target]);
+    assert_eq!(run.code, Some(3), "{}", run.stderr);
+    assert!(run.stderr.contains("closed today") && registry.tag("app", "v1").is_none(), "{}", run.stderr);
+    closed.store(false, std::sync::atomic::Ordering::SeqCst);
+    bench.ok(["push", &target]);
+    check_image(&registry, "app", "v1");
+}

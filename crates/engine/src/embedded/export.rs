@@ -120,9 +120,15 @@ impl Export<'_> {
                 let image = Arc::new(self.assemble(options, Need::Origin, work).await?);
                 tell(outcome, &image);
                 outcome.names.extend(names.iter().cloned());
-                // A name in the store stands for what is there; at a registry it comes last.
+                // Into the store first: should the registry not take it, the image is there for another attempt.
+                let kept = if *keeps && !*push_by_digest { names.clone() } else { Vec::new() };
+                for name in &kept {
+                    work.part(format!("naming to {name}"), false);
+                }
+                let (own, keeping) = (store.clone(), Arc::clone(&image));
+                blocking(move || keep(&own, &keeping.bundle, &kept)).await?;
                 if *push {
-                    let blobs = Blobs::Store(store.clone());
+                    let blobs = Blobs::Store(store);
                     let push = Push { remote: &self.parts.remote, blobs: &blobs, images: &self.images, work };
                     for name in &names {
                         work.part(format!("pushing to {name}"), false);
@@ -130,11 +136,7 @@ impl Export<'_> {
                         work.part(format!("pushing to {name}"), true);
                     }
                 }
-                let names = if *keeps && !*push_by_digest { names } else { Vec::new() };
-                for name in &names {
-                    work.part(format!("naming to {name}"), false);
-                }
-                blocking(move || keep(&store, &image.bundle, &names)).await
+                Ok(())
             }
             Output::Load { sockets, names, options } => {
                 let image = self.assemble(options, Need::Bytes, work).await?;

@@ -309,6 +309,15 @@ impl<R: Read> Archive<R> {
         Ok(records)
     }
 
+    /// Why a sparse file that claims this size is not unpacked.
+    fn sparse(&self, size: Option<i128>, shown: &str, offset: u64) -> LayerError {
+        if size.is_some_and(|size| size > i128::from(self.limits.content_bytes)) {
+            return LayerError::Limit { what: "content in bytes", limit: self.limits.content_bytes };
+        }
+        let reason = format!("sparse entries are not supported (at byte {offset})");
+        LayerError::Refused { entry: shown.to_owned(), reason }
+    }
+
     fn entry(
         &mut self,
         block: &[u8; BLOCK],
@@ -364,7 +373,7 @@ impl<R: Read> Archive<R> {
             b'4' => EntryKind::Node(Kind::BlockDevice),
             b'5' => EntryKind::Node(Kind::Directory),
             b'6' => EntryKind::Node(Kind::Fifo),
-            b'S' => return Err(refuse("sparse entries are not supported")),
+            b'S' => return Err(self.sparse(numeric(&block[483..495]), &shown, offset)),
             other => return Err(refuse(&format!("its type {:?} is unknown", other as char))),
         };
         // GNU's, star's and Solaris' forms.
@@ -372,7 +381,9 @@ impl<R: Read> Archive<R> {
             key.starts_with(b"GNU.sparse.") || key.starts_with(b"SUN.holes") || key == b"SCHILY.realsize"
         };
         if pax.keys().any(is_sparse) {
-            return Err(refuse("sparse entries are not supported"));
+            let sizes = [&b"GNU.sparse.realsize"[..], b"GNU.sparse.size", b"SCHILY.realsize"];
+            let size = sizes.iter().find_map(|key| decimal(pax.get(*key)?));
+            return Err(self.sparse(size.map(i128::from), &shown, offset));
         }
         if has_long_link && !matches!(kind, EntryKind::HardLink | EntryKind::Node(Kind::Symlink)) {
             return Err(refuse("it has a link target but is no link"));
