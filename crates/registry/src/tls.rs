@@ -20,26 +20,30 @@ const SYSTEM_BUNDLES: &[&str] = &[
     "/etc/ssl/cert.pem",
 ];
 
-/// Makes configurations of TLS. The system's authorities are read when they are first needed: most builds speak to one
-/// registry, and many of those to one on this machine in plain HTTP.
+/// Makes configurations of TLS. The authorities are read when they are first needed: most builds speak to no registry,
+/// and many of the others to one on this machine in plain HTTP.
 pub(crate) struct Tls {
     provider: Arc<CryptoProvider>,
+    ca_bundle: Option<PathBuf>,
     roots: OnceLock<RootCertStore>,
 }
 
 impl Tls {
     /// Trusts the authorities in `ca_bundle`, or the system's.
-    ///
-    /// # Errors
-    /// If `ca_bundle` cannot be read or has no certificate.
-    pub(crate) fn new(ca_bundle: Option<&Path>) -> Result<Self, Error> {
-        let roots = OnceLock::new();
-        if let Some(path) = ca_bundle {
+    pub(crate) fn new(ca_bundle: Option<&Path>) -> Self {
+        let provider = Arc::new(ring::default_provider());
+        Self { provider, ca_bundle: ca_bundle.map(Path::to_owned), roots: OnceLock::new() }
+    }
+
+    /// The authorities that are trusted everywhere.
+    fn roots(&self) -> Result<RootCertStore, Error> {
+        if let (None, Some(path)) = (self.roots.get(), &self.ca_bundle) {
             let mut store = RootCertStore::empty();
             add_authorities(&mut store, path)?;
-            let _ = roots.set(store);
+            // Whoever was faster has read the same file.
+            let _ = self.roots.set(store);
         }
-        Ok(Self { provider: Arc::new(ring::default_provider()), roots })
+        Ok(self.roots.get_or_init(system_roots).clone())
     }
 
     /// The configuration for a host with `settings`.
@@ -55,7 +59,7 @@ impl Tls {
         let builder = if settings.insecure {
             builder.dangerous().with_custom_certificate_verifier(Arc::new(Anyone(self.provider.clone())))
         } else {
-            let mut roots = self.roots.get_or_init(system_roots).clone();
+            let mut roots = self.roots()?;
             for path in &settings.ca {
                 add_authorities(&mut roots, path)?;
             }

@@ -71,7 +71,7 @@ pub(crate) struct Transport {
 impl Transport {
     /// Reads the files that the settings name.
     pub(crate) fn new(settings: Arc<Settings>) -> Result<Self, Error> {
-        let tls = Tls::new(settings.ca_bundle.as_deref())?;
+        let tls = Tls::new(settings.ca_bundle.as_deref());
         let given = &settings.proxies;
         let no = given.no.as_deref().map_or_else(|| NEVER_PROXIED.to_owned(), |no| format!("{no},{NEVER_PROXIED}"));
         let mut proxies = Vec::new();
