@@ -240,7 +240,13 @@ fn docker_podman_and_skopeo_exchange_images_with_a_user() {
 /// The project's own example, whose stages make three images of one base.
 #[test]
 fn the_shop_is_pushed_pulled_and_run() {
-    let Some(mut scene) = Scene::new(Who::Root, Access::Token, true) else { return };
+    for access in [Access::Basic, Access::Token] {
+        shop(access);
+    }
+}
+
+fn shop(access: Access) {
+    let Some(mut scene) = Scene::new(Who::Root, access, true) else { return };
     let Some(base) = available(build_engine_testkit::fixtures::debian()) else { return };
     let base = scene.bench.engine.base(&base).unwrap();
     let shop = build_engine_testkit::workspace().join("examples/shop");
