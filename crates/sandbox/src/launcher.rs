@@ -310,7 +310,9 @@ fn sealed_copy() -> Result<OwnedFd, (i32, &'static str)> {
     let mut source = std::fs::File::open("/proc/self/exe").map_err(failed)?;
     let mut copy = std::fs::File::from(memory);
     io::copy(&mut source, &mut copy).map_err(failed)?;
-    let seals = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
+    // FUTURE_WRITE forbids every write and writable mapping from now on, and nobody has mapped it before. WRITE would
+    // also wait until the kernel lets go of each page (milliseconds), and fail with EBUSY where it does not soon.
+    let seals = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::FUTURE_WRITE;
     rustix::fs::fcntl_add_seals(&copy, seals).map_err(errno)?;
     // A descriptor that is open for writing cannot be executed (ETXTBSY): reopen it for reading.
     let path = format!("/proc/self/fd/{}", copy.as_raw_fd());
