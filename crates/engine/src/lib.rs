@@ -16,6 +16,7 @@ mod image;
 mod layout;
 mod place;
 mod request;
+mod session;
 
 pub use backend::{Backend, ImageSummary, Unsupported};
 pub use build_engine_registry::{
@@ -27,3 +28,4 @@ pub use request::{
     Annotation, AnnotationTarget, Attestation, BuildRequest, Compression, ContextSource, ImageOptions, InvalidOutput,
     Limit, NetworkMode, NoCache, Outcome, Output, OutputDest, ResourceLimits, RunRequest, StoreOptions, UserNamespace,
 };
+pub use session::{SecretSource, Session};

@@ -12,6 +12,8 @@ use build_engine_oci::{Descriptor, Digest, Platform, Reference};
 use build_engine_registry::Settings as RegistrySettings;
 use serde::{Deserialize, Serialize};
 
+use crate::Session;
+
 /// One build, as `docker buildx build` would take it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct BuildRequest {
@@ -65,6 +67,9 @@ pub struct BuildRequest {
     pub attestations: Vec<Attestation>,
     /// `--resource`.
     pub resources: ResourceLimits,
+    /// What the build may ask of the face, which keeps it.
+    #[serde(skip)]
+    pub session: Session,
 }
 
 /// The serialisable form of [`Network`].
@@ -672,6 +677,7 @@ pub(crate) fn empty(build_id: &str) -> BuildRequest {
         outputs: Vec::new(),
         attestations: Vec::new(),
         resources: ResourceLimits::default(),
+        session: Session::default(),
     }
 }
 

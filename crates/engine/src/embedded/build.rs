@@ -17,6 +17,7 @@ use tokio::sync::Semaphore;
 
 use super::events::Work;
 use super::export::{Built, Export};
+use super::face::Caller;
 use super::ops::{self, BuildOps, MAX_RUNNING, Part, Parts, StepError};
 use super::records::{StoreClaims, StoreRecords};
 use super::remote::{Remote, UNKNOWN_IMAGE};
@@ -146,7 +147,12 @@ impl Engine {
     }
 
     /// Builds.
-    pub(super) async fn build(&self, request: BuildRequest, sink: Arc<dyn EventSink>) -> Result<Outcome, BuildError> {
+    pub(super) async fn build(
+        &self,
+        request: BuildRequest,
+        caller: Caller,
+        sink: Arc<dyn EventSink>,
+    ) -> Result<Outcome, BuildError> {
         if let Some(refused) = unsupported(&request).into_iter().next() {
             let message = format!("{}: {}", refused.flag, refused.reason);
             return Err(BuildError::new(ExitKind::Input, Report::new("unsupported", message)));
@@ -173,6 +179,7 @@ impl Engine {
         let ops = Arc::new(BuildOps {
             parts: Arc::clone(&self.parts),
             images: Arc::clone(&images),
+            caller,
             contexts: contexts(&request),
             limits: limits(&request),
             shm_size_bytes: request.shm_size_bytes,

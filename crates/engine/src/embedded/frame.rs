@@ -8,7 +8,6 @@ use std::io;
 
 use build_engine_graph::Event;
 use build_engine_oci::Reference;
-use build_engine_registry::Credential;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -56,12 +55,12 @@ pub(super) enum Call {
         /// The question.
         question: Question,
     },
-    /// Answers [`Answer::Credential`].
-    Credential {
+    /// Answers [`Answer::Ask`].
+    Told {
         /// The question.
         ask: u64,
-        /// The credential, if there is one; or why there is no answer.
-        result: Result<Option<Credential>, String>,
+        /// What was wanted, in the shape that [`Wanted`] says.
+        result: Result<Value, BuildError>,
     },
     /// Stops the call of this id.
     Cancel {
@@ -134,14 +133,32 @@ pub(super) enum Answer {
         /// Why.
         error: BuildError,
     },
-    /// The worker wants to know who the user is at a registry: files and helpers are the face's to read and run.
-    Credential {
-        /// The question.
+    /// The worker wants something that is the face's to find.
+    Ask {
+        /// Names the question.
         ask: u64,
+        /// The call on whose behalf, where it is asked for one.
+        call: Option<u64>,
+        /// What.
+        wanted: Wanted,
+    },
+}
+
+/// What the worker may want of the face: the user's files, helpers and agents are not its own to touch.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(tag = "wanted", rename_all = "kebab-case")]
+pub(super) enum Wanted {
+    /// Who the user is at a registry; answered by an optional `Credential`.
+    Credential {
         /// Host and port, as in references.
         host: String,
         /// The repository there.
         repository: String,
+    },
+    /// The value of a secret; answered by optional bytes, `None` where the session has no such secret.
+    Secret {
+        /// Its id.
+        id: String,
     },
 }
 

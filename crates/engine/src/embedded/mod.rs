@@ -4,10 +4,12 @@
 //! number of builds (`worker.rs`). This side only speaks frames, so that the embedded engine looks like every other
 //! backend: a remote solve with events.
 
+mod answers;
 mod build;
 mod bundle;
 mod events;
 mod export;
+mod face;
 mod files;
 mod frame;
 mod keys;
@@ -40,7 +42,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::{
     Backend, BuildError, BuildRequest, ExitKind, ImageDetails, ImagePlace, ImageSummary, Outcome, Report, RunRequest,
-    StoreOptions, TransferRequest, Transferred, Unsupported, UserNamespace,
+    Session, StoreOptions, TransferRequest, Transferred, Unsupported, UserNamespace,
 };
 use frame::{Answer, Call, Question};
 
@@ -77,6 +79,7 @@ enum Link {
 /// A call that waits for its answer.
 struct Pending {
     events: Option<Arc<dyn EventSink>>,
+    session: Arc<Session>,
     reply: oneshot::Sender<Result<Value, BuildError>>,
 }
 
@@ -235,9 +238,18 @@ impl Embedded {
         events: Option<Arc<dyn EventSink>>,
         call: impl FnOnce(u64) -> Call,
     ) -> Result<T, BuildError> {
+        self.call_with(events, Arc::default(), call).await
+    }
+
+    async fn call_with<T: DeserializeOwned>(
+        &self,
+        events: Option<Arc<dyn EventSink>>,
+        session: Arc<Session>,
+        call: impl FnOnce(u64) -> Call,
+    ) -> Result<T, BuildError> {
         let id = self.shared.next_id.fetch_add(1, Ordering::Relaxed);
         let (reply, answer) = oneshot::channel();
-        lock(&self.shared.pending).insert(id, Pending { events, reply });
+        lock(&self.shared.pending).insert(id, Pending { events, session, reply });
         let calls = self.calls().inspect_err(|_| {
             lock(&self.shared.pending).remove(&id);
         })?;
@@ -332,13 +344,14 @@ fn connect(
                 }
                 Answer::Done { id, result } => reply(&pending, id, Ok(result)),
                 Answer::Failed { id, error } => reply(&pending, id, Err(error)),
-                Answer::Credential { ask, host, repository } => {
+                Answer::Ask { ask, call, wanted } => {
+                    let session = call.and_then(|id| lock(&pending).get(&id).map(|call| Arc::clone(&call.session)));
                     let (auth, replies) = (auth.clone(), replies.clone());
                     tokio::task::spawn_blocking(move || {
-                        let result = auth.find(&host, &repository).map_err(|error| explain(&error));
+                        let result = answers::answer(wanted, &session.unwrap_or_default(), &auth);
                         if let Some(replies) = replies.upgrade() {
                             // A closed channel means that the worker is gone.
-                            let _ = replies.send(Call::Credential { ask, result });
+                            let _ = replies.send(Call::Told { ask, result });
                         }
                     });
                 }
@@ -348,17 +361,6 @@ fn connect(
         lock(&pending).clear();
     });
     Ok(calls)
-}
-
-/// An error with all its causes, on one line.
-fn explain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text = format!("{text}: {cause}");
-        next = cause.source();
-    }
-    text
 }
 
 fn reply(pending: &Mutex<HashMap<u64, Pending>>, id: u64, result: Result<Value, BuildError>) {
@@ -412,6 +414,7 @@ impl Backend for Embedded {
     }
 
     async fn build(&self, request: BuildRequest, events: Arc<dyn EventSink>) -> Result<Outcome, BuildError> {
-        self.call(Some(events), |id| Call::Build { id, request: Box::new(request) }).await
+        let session = Arc::new(request.session.clone());
+        self.call_with(Some(events), session, |id| Call::Build { id, request: Box::new(request) }).await
     }
 }

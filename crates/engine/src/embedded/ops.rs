@@ -18,6 +18,7 @@ use futures::future::{BoxFuture, try_join_all};
 use rustix::fs::{Mode, OFlags};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::face::Caller;
 use super::remote::Remote;
 use super::sources::{Images, LocalContext, PinnedImage};
 use super::{events as clock, files, keys};
@@ -105,6 +106,8 @@ pub(super) struct Parts {
 pub(super) struct BuildOps {
     pub(super) parts: Arc<Parts>,
     pub(super) images: Arc<Images>,
+    /// Whoever started the build.
+    pub(super) caller: Caller,
     /// Directories of the local sources, by name.
     pub(super) contexts: BTreeMap<String, PathBuf>,
     pub(super) limits: sandbox::Limits,

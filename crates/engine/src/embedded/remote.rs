@@ -4,17 +4,13 @@
 //! it, and who unpacks it reads along. Credentials are the face's to find: they are asked for over the frames, every
 //! time anew, so that what was refreshed during a long build is used.
 
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use build_engine_oci::{Descriptor, Digest, Platform, Reference};
-use build_engine_registry::{self as registry, Client, Content, Credential, Credentials};
+use build_engine_registry::{self as registry, Client, Content, Credentials};
 use build_engine_store::{Following, PartialBlob, Store};
-use futures::future::BoxFuture;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
-use super::frame::Answer;
 use super::ops::{StepError, internal};
 use crate::layout::{self, FoundImage, LayoutError};
 use crate::{ExitKind, Report};
@@ -367,53 +363,5 @@ impl Content for StoredBlob {
         let Some((mut file, _)) = found else { return Err(std::io::ErrorKind::NotFound.into()) };
         file.seek(std::io::SeekFrom::Start(offset))?;
         Ok(Box::new(file))
-    }
-}
-
-/// What the face found, or why it could not look.
-type Found = Result<Option<Credential>, String>;
-
-/// Questions to the face that wait for their answer.
-pub(super) struct FaceCredentials {
-    answers: mpsc::UnboundedSender<Answer>,
-    waiting: Mutex<HashMap<u64, oneshot::Sender<Found>>>,
-    next: AtomicU64,
-}
-
-impl FaceCredentials {
-    pub(super) fn new(answers: mpsc::UnboundedSender<Answer>) -> Self {
-        Self { answers, waiting: Mutex::default(), next: AtomicU64::new(1) }
-    }
-
-    /// The face's answer to a question.
-    pub(super) fn answered(&self, ask: u64, credential: Found) {
-        if let Some(waiting) = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&ask) {
-            // Whoever asked may have gone.
-            let _ = waiting.send(credential);
-        }
-    }
-}
-
-impl Credentials for FaceCredentials {
-    fn find<'a>(
-        &'a self,
-        host: &'a str,
-        repository: &'a str,
-    ) -> BoxFuture<'a, Result<Option<Credential>, registry::Error>> {
-        Box::pin(async move {
-            let ask = self.next.fetch_add(1, Ordering::Relaxed);
-            let (sender, answer) = oneshot::channel();
-            self.waiting.lock().unwrap_or_else(PoisonError::into_inner).insert(ask, sender);
-            let refused = |what| registry::Error::Settings { what, source: None };
-            let gone = || refused(format!("nobody is there to ask for the credentials of `{host}`"));
-            self.answers
-                .send(Answer::Credential { ask, host: host.to_owned(), repository: repository.to_owned() })
-                .map_err(|_| gone())?;
-            match answer.await {
-                Ok(Ok(credential)) => Ok(credential),
-                Ok(Err(message)) => Err(refused(message)),
-                Err(_) => Err(gone()),
-            }
-        })
     }
 }

@@ -16,8 +16,8 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::build::Engine;
+use super::face::Face;
 use super::frame::{self, Answer, Call, Question};
-use super::remote::FaceCredentials;
 use crate::{BuildError, ExitKind, Report};
 
 /// Argument that leaves steps in the host's user namespace (`--userns=host`).
@@ -91,7 +91,7 @@ async fn serve(stream: UnixStream, entered: Result<sandbox::worker::Entered, Bui
     });
     let mut calls = Calls::new();
     let mut entered = Some(entered);
-    let face = Arc::new(FaceCredentials::new(answers.clone()));
+    let face = Arc::new(Face::new(answers.clone()));
     let mut engine: Result<Arc<Engine>, BuildError> = Err(BuildError::internal("no store was opened"));
     while let Ok(Some(call)) = frame::read::<Call>(&mut reader).await {
         calls.retain(|_, task| !task.is_finished());
@@ -104,7 +104,11 @@ async fn serve(stream: UnixStream, entered: Result<sandbox::worker::Entered, Bui
             Call::Build { id, request } => {
                 let events = Arc::new(Events { id, answers: answers.clone() });
                 let engine = engine.clone();
-                calls.insert(id, answer(id, &answers, async move { to_value(engine?.build(*request, events).await?) }));
+                let caller = face.caller(id);
+                calls.insert(
+                    id,
+                    answer(id, &answers, async move { to_value(engine?.build(*request, caller, events).await?) }),
+                );
             }
             Call::Transfer { id, request } => {
                 let events = Arc::new(Events { id, answers: answers.clone() });
@@ -114,7 +118,7 @@ async fn serve(stream: UnixStream, entered: Result<sandbox::worker::Entered, Bui
                     answer(id, &answers, async move { to_value(engine?.transfer(*request, events).await?) }),
                 );
             }
-            Call::Credential { ask, result } => face.answered(ask, result),
+            Call::Told { ask, result } => face.told(ask, result),
             Call::Run { id, request } => {
                 let engine = engine.clone();
                 calls.insert(id, answer(id, &answers, async move { to_value(engine?.run(*request).await?) }));

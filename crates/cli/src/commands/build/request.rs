@@ -125,6 +125,7 @@ pub(crate) fn plan(flags: Flags, env: Environment<'_>) -> Result<Plan, Failure> 
         outputs,
         attestations: Vec::new(),
         resources,
+        session: build_engine_engine::Session::default(),
     };
     Ok(Plan {
         request,

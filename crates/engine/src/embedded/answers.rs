@@ -1,0 +1,61 @@
+//! The face's side of [`super::face`]: what it does with a question of the worker.
+//!
+//! This runs in the user's own process, with the user's files, helpers and environment; nothing here believes more of a
+//! question than that it came from the worker, and nothing is answered that the call's [`Session`] does not hold.
+
+use std::io;
+
+use build_engine_registry::AuthFiles;
+use serde_json::Value;
+
+use super::frame::Wanted;
+use crate::{BuildError, ExitKind, Report, SecretSource, Session};
+
+/// Largest secret: BuildKit's limit, 500 KiB.
+const MAX_SECRET_BYTES: u64 = 500 << 10;
+
+/// Answers one question. Blocks while files are read and helpers run.
+pub(super) fn answer(wanted: Wanted, session: &Session, auth: &AuthFiles) -> Result<Value, BuildError> {
+    match wanted {
+        Wanted::Credential { host, repository } => {
+            let found = auth.find(&host, &repository);
+            to_value(found.map_err(|error| BuildError::internal(explain(&error)))?)
+        }
+        Wanted::Secret { id } => {
+            let bytes = match session.secrets.get(&id) {
+                None => None,
+                Some(SecretSource::Value(value)) => Some(value.clone()),
+                Some(SecretSource::File(path)) => Some(read_secret(path).map_err(|error| {
+                    let report = Report::new("secret", format!("cannot read the secret `{id}`")).caused_by(&error);
+                    BuildError::new(ExitKind::Input, report)
+                })?),
+            };
+            to_value(bytes)
+        }
+    }
+}
+
+fn read_secret(path: &std::path::Path) -> io::Result<Vec<u8>> {
+    use std::io::Read;
+    let mut bytes = Vec::new();
+    std::fs::File::open(path)?.take(MAX_SECRET_BYTES + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MAX_SECRET_BYTES {
+        return Err(io::Error::other(format!("it has more than {MAX_SECRET_BYTES} bytes")));
+    }
+    Ok(bytes)
+}
+
+fn to_value(value: impl serde::Serialize) -> Result<Value, BuildError> {
+    serde_json::to_value(value).map_err(|_| BuildError::internal("an answer cannot be written"))
+}
+
+/// An error with all its causes, on one line.
+fn explain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text = format!("{text}: {cause}");
+        next = cause.source();
+    }
+    text
+}
