@@ -229,6 +229,21 @@ impl Tree {
         crate::walk::names(dir.as_fd()).map_err(|errno| Error::new("read", path, errno))
     }
 
+    /// Names in a directory and what `lstat` says of each, sorted. What disappears meanwhile is left out.
+    pub fn list(&self, path: impl AsRef<Path>) -> Result<Vec<(OsString, Metadata)>> {
+        let path = path.as_ref();
+        let dir = self.openat2(path, OFlags::RDONLY | OFlags::DIRECTORY)?;
+        let failed = |errno| Error::new("read", path, errno);
+        let names = crate::walk::names(dir.as_fd()).map_err(failed)?;
+        let mut found = Vec::with_capacity(names.len());
+        for name in names {
+            if let Some(metadata) = Place::new(dir.as_fd(), &name, self.ids).find().map_err(failed)? {
+                found.push((name, metadata));
+            }
+        }
+        Ok(found)
+    }
+
     /// Creates a regular file that must not exist.
     pub fn create_file(&self, path: impl AsRef<Path>, mode: u32) -> Result<File> {
         self.at("create", path.as_ref(), |place| place.create_file(mode))

@@ -44,11 +44,11 @@ pub struct Question {
     pub required_paths: Vec<String>,
 }
 
-/// Remembers digests of files from one build to the next.
+/// Remembers digests of files, links and directories' headers from one build to the next.
 pub trait Index: Sync {
-    /// The digest of the file at `path`, if it is known for exactly this metadata.
+    /// The digest of what is at `path`, if it is known for exactly this metadata.
     fn get(&self, path: &Path, metadata: &Metadata) -> Option<Digest>;
-    /// Learns a digest. `metadata` was the file's before and after it was read.
+    /// Learns a digest. `metadata` was what `lstat` said before and after it was read.
     fn put(&self, path: &Path, metadata: &Metadata, digest: &Digest);
 }
 
@@ -114,6 +114,12 @@ struct Record {
 
 type Key = Vec<u8>;
 
+/// What is in a tree, and the digests that are known of it.
+#[derive(Debug, Clone)]
+pub struct Listing {
+    records: BTreeMap<Key, Record>,
+}
+
 /// Content digests of one tree, which must not change meanwhile (what does is an error where it is noticed).
 pub struct ContentHash<'a> {
     view: View<'a>,
@@ -139,59 +145,110 @@ struct Selected {
     follow: bool,
 }
 
+impl Listing {
+    /// Lists `view`, the directories of each depth at once. No file is opened.
+    ///
+    /// # Errors
+    /// What the tree refuses.
+    pub fn new(view: View<'_>) -> Result<Self, HashError> {
+        let mut records: Vec<(Key, Record)> = Vec::new();
+        // Directories that are there only if something in them is, outermost first.
+        let mut through: Vec<(Key, Metadata)> = Vec::new();
+        let root = view.tree().metadata("", false)?;
+        directory_records(&mut records, Key::new(), root);
+        if view.is_context() {
+            // BuildKit's clients send what is in a context, not its root.
+            records[1].1.digest = Some(Digest::sha256(b""));
+        }
+        let mut depth = vec![(PathBuf::new(), Key::new())];
+        while !depth.is_empty() {
+            let listed = depth.par_iter().map(|(path, key)| list(view, path, key));
+            let listed: Vec<Listed> = listed.collect::<Result<_, HashError>>()?;
+            depth.clear();
+            for dir in listed {
+                records.extend(dir.records);
+                through.extend(dir.through);
+                depth.extend(dir.dirs);
+            }
+        }
+        let mut records: BTreeMap<Key, Record> = records.into_iter().collect();
+        for (key, metadata) in through.into_iter().rev() {
+            let inside = [&key[..], &[0]].concat();
+            let filled = records.range(inside.clone()..).next().is_some_and(|(key, _)| key.starts_with(&inside));
+            if filled {
+                let mut header = Vec::with_capacity(2);
+                directory_records(&mut header, key, metadata);
+                records.extend(header);
+            }
+        }
+        Ok(Self { records })
+    }
+
+    /// Whether there is something at this path, which is relative to the root and without links.
+    pub fn contains(&self, path: &Path) -> bool {
+        self.records.contains_key(&slashes_to_zeros(&[b"/", path.as_os_str().as_bytes()].concat()))
+    }
+}
+
+/// What one directory holds.
+#[derive(Default)]
+struct Listed {
+    records: Vec<(Key, Record)>,
+    through: Vec<(Key, Metadata)>,
+    dirs: Vec<(PathBuf, Key)>,
+}
+
+fn list(view: View<'_>, dir: &Path, dir_key: &[u8]) -> Result<Listed, HashError> {
+    let mut listed = Listed::default();
+    for (name, metadata, visibility) in view.read_dir(dir)? {
+        let key = [dir_key, &[0], name.as_bytes()].concat();
+        match metadata.kind {
+            Kind::Directory => {
+                listed.dirs.push((dir.join(&name), key.clone()));
+                if visibility == Visibility::Visible {
+                    directory_records(&mut listed.records, key, metadata);
+                } else {
+                    listed.through.push((key, metadata));
+                }
+            }
+            Kind::Symlink => {
+                let link = Some(view.tree().read_link(dir.join(&name))?.as_bytes().to_vec());
+                listed.records.push((key, Record { kind: RecordKind::Symlink, metadata, link, digest: None }));
+            }
+            Kind::File | Kind::CharDevice | Kind::BlockDevice | Kind::Fifo | Kind::Socket => {
+                let record = Record { kind: RecordKind::File, metadata, link: None, digest: None };
+                listed.records.push((key, record));
+            }
+        }
+    }
+    Ok(listed)
+}
+
+/// The two records of a directory.
+fn directory_records(records: &mut Vec<(Key, Record)>, key: Key, metadata: Metadata) {
+    let record = |kind| Record { kind, metadata, link: None, digest: None };
+    let header = [&key[..], &[0]].concat();
+    records.push((key, record(RecordKind::Directory)));
+    records.push((header, record(RecordKind::DirectoryHeader)));
+}
+
 impl<'a> ContentHash<'a> {
     /// Lists `view`.
     ///
     /// # Errors
     /// What the tree refuses.
     pub fn new(view: View<'a>, index: Option<&'a dyn Index>) -> Result<Self, HashError> {
-        let mut hash = Self { view, index, records: BTreeMap::new() };
-        let root = view.tree().metadata("", false)?;
-        hash.insert_directory(Vec::new(), root);
-        if view.is_context()
-            && let Some(header) = hash.records.get_mut(&[0][..])
-        {
-            // BuildKit's clients send what is in a context, not its root.
-            header.digest = Some(Digest::sha256(b""));
-        }
-        hash.list(Path::new(""), &[])?;
-        Ok(hash)
+        Ok(Self::resume(view, index, Listing::new(view)?))
     }
 
-    fn insert_directory(&mut self, key: Key, metadata: Metadata) {
-        let record = |kind| Record { kind, metadata, link: None, digest: None };
-        let header = [&key[..], &[0]].concat();
-        self.records.insert(key, record(RecordKind::Directory));
-        self.records.insert(header, record(RecordKind::DirectoryHeader));
+    /// Goes on with a listing of the same tree.
+    pub fn resume(view: View<'a>, index: Option<&'a dyn Index>, listing: Listing) -> Self {
+        Self { view, index, records: listing.records }
     }
 
-    /// Lists a directory; returns whether anything in it is there.
-    fn list(&mut self, dir: &Path, dir_key: &[u8]) -> Result<bool, HashError> {
-        let mut any = false;
-        for (name, metadata, visibility) in self.view.read_dir(dir)? {
-            let path = dir.join(&name);
-            let key = [dir_key, &[0], name.as_bytes()].concat();
-            match metadata.kind {
-                Kind::Directory => {
-                    let filled = self.list(&path, &key)?;
-                    if visibility == Visibility::Visible || filled {
-                        self.insert_directory(key, metadata);
-                        any = true;
-                    }
-                }
-                Kind::Symlink => {
-                    let link = Some(self.view.tree().read_link(&path)?.as_bytes().to_vec());
-                    self.records.insert(key, Record { kind: RecordKind::Symlink, metadata, link, digest: None });
-                    any = true;
-                }
-                Kind::File | Kind::CharDevice | Kind::BlockDevice | Kind::Fifo | Kind::Socket => {
-                    let record = Record { kind: RecordKind::File, metadata, link: None, digest: None };
-                    self.records.insert(key, record);
-                    any = true;
-                }
-            }
-        }
-        Ok(any)
+    /// The listing, with the digests that were made.
+    pub fn into_listing(self) -> Listing {
+        Listing { records: self.records }
     }
 
     /// Answers a question.
@@ -494,9 +551,7 @@ fn file_digest(
     path: &Path,
     metadata: &Metadata,
 ) -> Result<Digest, HashError> {
-    if metadata.is_file()
-        && let Some(digest) = index.and_then(|index| index.get(path, metadata))
-    {
+    if let Some(digest) = index.and_then(|index| index.get(path, metadata)) {
         return Ok(digest);
     }
     let entry = view.read_entry(path)?;
@@ -541,7 +596,7 @@ fn file_digest(
             return Err(changed());
         }
     }
-    if stat.kind == Kind::File {
+    if stat.kind == Kind::File || index.is_some() {
         let after = view.tree().metadata(path, false)?;
         let state = |metadata: &Metadata| (metadata.identity(), metadata.size, metadata.mtime, metadata.ctime);
         if state(&after) != state(metadata) {
@@ -549,9 +604,7 @@ fn file_digest(
         }
     }
     let digest = hasher.finish();
-    if metadata.is_file()
-        && let Some(index) = index
-    {
+    if let Some(index) = index {
         index.put(path, metadata, &digest);
     }
     Ok(digest)

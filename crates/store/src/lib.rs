@@ -34,6 +34,7 @@ pub mod layout;
 mod merged;
 mod partial;
 pub mod snapshot;
+mod stat_index;
 pub mod state;
 
 pub use build_engine_rootfs::Ids;
@@ -47,6 +48,7 @@ pub use gc::{Lease, Problem, Pruned, Usage};
 pub use layout::{Store, StoreOptions};
 pub use partial::{Following, NotArrived, PartialBlob};
 pub use snapshot::{ActiveLayer, CommitInfo, LayerId, LayerInfo, MountedTree, Snapshot};
+pub use stat_index::StatIndex;
 pub use state::{Build, Name, NewRecord, Record};
 
 #[cfg(test)]

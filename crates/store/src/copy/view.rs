@@ -95,12 +95,12 @@ impl<'a> View<'a> {
 
     /// Names in a directory that are not hidden, sorted.
     pub(crate) fn read_dir(self, path: &Path) -> Result<Vec<(OsString, Metadata, Visibility)>, Error> {
-        let dir = self.tree.subtree(path)?;
         let mut names = Vec::new();
-        for name in dir.read_dir("")? {
-            let inside = path.join(&name);
-            let Some(found) = dir.find(&name, false)? else { continue };
-            let visibility = self.visibility(&inside, found.is_dir());
+        for (name, found) in self.tree.list(path)? {
+            let visibility = match self.filter {
+                Some(_) => self.visibility(&path.join(&name), found.is_dir()),
+                None => Visibility::Visible,
+            };
             if visibility != Visibility::Hidden {
                 names.push((name, found, visibility));
             }
