@@ -12,7 +12,7 @@ use build_engine_oci::{Descriptor, Digest, Platform, Reference};
 use build_engine_registry::Settings as RegistrySettings;
 use serde::{Deserialize, Serialize};
 
-use crate::Session;
+use crate::{Entitlement, Session};
 
 /// One build, as `docker buildx build` would take it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -67,6 +67,8 @@ pub struct BuildRequest {
     pub attestations: Vec<Attestation>,
     /// `--resource`.
     pub resources: ResourceLimits,
+    /// `--allow`: what the Dockerfile may ask for beyond what every build may.
+    pub allow: Vec<Entitlement>,
     /// What the build may ask of the face, which keeps it.
     #[serde(skip)]
     pub session: Session,
@@ -581,7 +583,7 @@ fn take_options(attrs: &mut Attrs) -> Result<ImageOptions, InvalidOutput> {
 }
 
 /// Splits one CSV record (RFC 4180 quotes), as buildx reads its flags.
-pub(crate) fn split_csv(text: &str) -> Result<Vec<String>, String> {
+pub fn split_csv(text: &str) -> Result<Vec<String>, String> {
     let mut fields = vec![String::new()];
     let mut quoted = false;
     let mut chars = text.chars().peekable();
@@ -677,6 +679,7 @@ pub(crate) fn empty(build_id: &str) -> BuildRequest {
         outputs: Vec::new(),
         attestations: Vec::new(),
         resources: ResourceLimits::default(),
+        allow: Vec::new(),
         session: Session::default(),
     }
 }

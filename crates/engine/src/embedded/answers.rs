@@ -9,10 +9,7 @@ use build_engine_registry::AuthFiles;
 use serde_json::Value;
 
 use super::frame::Wanted;
-use crate::{BuildError, ExitKind, Report, SecretSource, Session};
-
-/// Largest secret: BuildKit's limit, 500 KiB.
-const MAX_SECRET_BYTES: u64 = 500 << 10;
+use crate::{BuildError, ExitKind, MAX_SECRET_BYTES, Report, SecretSource, Session};
 
 /// Answers one question. Blocks while files are read and helpers run.
 pub(super) fn answer(wanted: Wanted, session: &Session, auth: &AuthFiles) -> Result<Value, BuildError> {
@@ -24,13 +21,23 @@ pub(super) fn answer(wanted: Wanted, session: &Session, auth: &AuthFiles) -> Res
         Wanted::Secret { id } => {
             let bytes = match session.secrets.get(&id) {
                 None => None,
-                Some(SecretSource::Value(value)) => Some(value.clone()),
+                Some(SecretSource::Value(value)) => Some(value.to_vec()),
                 Some(SecretSource::File(path)) => Some(read_secret(path).map_err(|error| {
                     let report = Report::new("secret", format!("cannot read the secret `{id}`")).caused_by(&error);
                     BuildError::new(ExitKind::Input, report)
                 })?),
             };
             to_value(bytes)
+        }
+        Wanted::Agent { id } => to_value(session.agents.contains_key(&id)),
+        Wanted::Ssh { id, message } => {
+            let failed = |error: io::Error| {
+                let report = Report::new("ssh", format!("the ssh agent `{id}` does not answer")).caused_by(&error);
+                BuildError::new(ExitKind::Source, report)
+            };
+            let agent = session.agents.get(&id);
+            let agent = agent.ok_or_else(|| failed(io::Error::other("there is no agent of this id")))?;
+            to_value(agent.answer(&message).map_err(failed)?)
         }
     }
 }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use build_engine_dockerfile::{Diagnostic, Level};
 use build_engine_frontend::{self as frontend, Answer, Answers, Lowered, Lowering, Question};
-use build_engine_graph::{Event, EventSink, MountKind, Op, Security, Vertex, Warning, walk};
+use build_engine_graph::{Event, EventSink, MountKind, Op, Vertex, Warning, walk};
 use build_engine_oci::{Digest, Platform, Reference};
 use build_engine_registry::Credentials;
 use build_engine_sandbox as sandbox;
@@ -15,16 +15,18 @@ use build_engine_store::{Ids, Store};
 use futures::future::{BoxFuture, try_join_all};
 use tokio::sync::Semaphore;
 
+use super::entitled;
 use super::events::Work;
 use super::export::{Built, Export};
 use super::face::Caller;
 use super::ops::{self, BuildOps, MAX_RUNNING, Part, Parts, StepError};
 use super::records::{StoreClaims, StoreRecords};
 use super::remote::{Remote, UNKNOWN_IMAGE};
+use super::secrets::Secrets;
 use super::sources::{Images, Policy};
 use super::syntax;
 use crate::{
-    BuildError, BuildRequest, ContextSource, ExitKind, ImageSummary, NetworkMode, NoCache, Outcome, Output, Place,
+    BuildError, BuildRequest, ContextSource, Entitlement, ExitKind, ImageSummary, NoCache, Outcome, Output, Place,
     Report, StoreOptions, Unsupported,
 };
 
@@ -172,14 +174,18 @@ impl Engine {
             sink.emit(Event::Warning(diagnostic_warning(warning, &request)));
         }
         refuse_unsupported_vertices(&lowered)?;
-        refuse_host_network(&lowered, &request)?;
+        entitled::check(&lowered, &request)?;
+        for note in entitled::notes(&lowered) {
+            sink.emit(Event::Warning(note_warning(&note)));
+        }
         let lease =
             self.parts.store.lease().map_err(|error| step_error(StepError::store("cannot take a lease", &error)))?;
         let lease = Arc::new(lease);
         let ops = Arc::new(BuildOps {
             parts: Arc::clone(&self.parts),
             images: Arc::clone(&images),
-            caller,
+            secrets: Arc::new(Secrets::new(caller)),
+            secrets_in_layers: request.allow.contains(&Entitlement::SecretInLayer),
             contexts: contexts(&request),
             limits: limits(&request),
             shm_size_bytes: request.shm_size_bytes,
@@ -553,25 +559,6 @@ fn refuse_unsupported_vertices(lowered: &Lowered) -> Result<(), BuildError> {
     if reports.is_empty() { Ok(()) } else { Err(BuildError { kind: ExitKind::Input, reports }) }
 }
 
-/// Refuses the host's network to a Dockerfile whose user did not grant it: a step would see what listens on loopback.
-fn refuse_host_network(lowered: &Lowered, request: &BuildRequest) -> Result<(), BuildError> {
-    let mut reports = Vec::new();
-    walk(lowered.results.iter().filter_map(|result| result.root.as_ref()), |vertex| {
-        if let Op::Exec(exec) = vertex.op()
-            && exec.network == build_engine_graph::Network::Host
-            && request.network != NetworkMode::Host
-        {
-            let report = Report::new("denied", "`RUN --network=host` was not granted by whoever started the build")
-                .at(vertex.metadata().spans.first().map(Place::from))
-                .hint("grant it with `build --network=host`");
-            if !reports.contains(&report) {
-                reports.push(report);
-            }
-        }
-    });
-    if reports.is_empty() { Ok(()) } else { Err(BuildError { kind: ExitKind::Denied, reports }) }
-}
-
 /// How names are resolved in a build.
 fn policy(request: &BuildRequest) -> Policy {
     Policy { pull: request.pull, lock: request.lock.clone(), locked: request.locked }
@@ -625,20 +612,10 @@ fn refusals(vertex: &Vertex) -> Vec<String> {
                     }
                     MountKind::Bind => {}
                     MountKind::Cache { .. } => found.push("`RUN --mount=type=cache` is not supported yet".into()),
-                    MountKind::Secret(_) => found.push("`RUN --mount=type=secret` is not supported yet".into()),
-                    MountKind::Ssh(_) => found.push("`RUN --mount=type=ssh` is not supported yet".into()),
+                    MountKind::Secret(_) | MountKind::Ssh(_) => {}
                 }
             }
-            if !exec.secret_env.is_empty() {
-                found.push("`RUN --mount=type=secret,env=…` is not supported yet".into());
-            }
-            if !exec.devices.is_empty() {
-                found.push("`RUN --device` is not supported yet".into());
-            }
-            match exec.security {
-                Security::Sandbox => {}
-                Security::Insecure => found.push("`RUN --security=insecure` is not supported yet".into()),
-            }
+            found.extend(exec.devices.iter().filter(|device| !device.optional).map(entitled::no_device));
             if let Some(platform) = vertex.platform()
                 && !can_run(platform)
             {

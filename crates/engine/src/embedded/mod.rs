@@ -4,21 +4,25 @@
 //! number of builds (`worker.rs`). This side only speaks frames, so that the embedded engine looks like every other
 //! backend: a remote solve with events.
 
+mod agent;
 mod answers;
 mod build;
 mod bundle;
+mod entitled;
 mod events;
 mod export;
 mod face;
 mod files;
 mod frame;
 mod keys;
+mod leak;
 mod load;
 mod ops;
 mod push;
 mod records;
 mod remote;
 mod run;
+mod secrets;
 mod sources;
 mod syntax;
 mod transfer;
@@ -415,6 +419,9 @@ impl Backend for Embedded {
 
     async fn build(&self, request: BuildRequest, events: Arc<dyn EventSink>) -> Result<Outcome, BuildError> {
         let session = Arc::new(request.session.clone());
+        if !session.is_empty() {
+            crate::session::keep_memory_private();
+        }
         self.call_with(Some(events), session, |id| Call::Build { id, request: Box::new(request) }).await
     }
 }

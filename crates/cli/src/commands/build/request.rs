@@ -5,12 +5,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use build_engine_engine::{
-    BuildRequest, ContextSource, ImageOptions, Limit, NoCache, Output, OutputDest, Report, ResourceLimits,
+    BuildRequest, ContextSource, Entitlement, ImageOptions, Limit, NoCache, Output, OutputDest, Report, ResourceLimits,
     UserNamespace,
 };
 use build_engine_oci::{Platform, Reference};
 
 use super::flags::{self, Flags, OtherFlags};
+use super::secrets;
 use crate::commands::{dockerfile, lock_file};
 use crate::errors::Failure;
 use crate::settings::{self, Environment, ProgressChoice, set};
@@ -30,7 +31,7 @@ pub(crate) struct Plan {
 
 /// Findings so far.
 #[derive(Default)]
-struct Findings(Vec<Report>);
+pub(super) struct Findings(Vec<Report>);
 
 impl Findings {
     fn add(&mut self, rule: &str, message: impl Into<String>) -> &mut Report {
@@ -39,7 +40,7 @@ impl Findings {
     }
 
     /// A flag whose value cannot be understood.
-    fn invalid(&mut self, flag: &str, value: &str, reason: impl std::fmt::Display) {
+    pub(super) fn invalid(&mut self, flag: &str, value: &str, reason: impl std::fmt::Display) {
         self.add("invalid-flag", format!("`{flag} {value}`: {reason}"));
     }
 
@@ -84,6 +85,9 @@ pub(crate) fn plan(flags: Flags, env: Environment<'_>) -> Result<Plan, Failure> 
     let ulimits = ulimits(&mut findings, &flags.ulimit);
     let resources = resources(&mut findings, &flags.resource);
     let no_cache = no_cache(&mut findings, &flags);
+    let granted: Vec<String> = flags.allow.iter().filter(|text| !text.is_empty()).cloned().collect();
+    let allow = allow(&mut findings, &granted);
+    let session = secrets::session(&mut findings, &flags.secret, &flags.ssh, env);
     if flags.file.as_deref().is_some_and(is_remote) {
         findings.unsupported("--file URL", "download the Dockerfile first and give its path");
     }
@@ -125,7 +129,8 @@ pub(crate) fn plan(flags: Flags, env: Environment<'_>) -> Result<Plan, Failure> 
         outputs,
         attestations: Vec::new(),
         resources,
-        session: build_engine_engine::Session::default(),
+        allow,
+        session,
     };
     Ok(Plan {
         request,
@@ -150,13 +155,6 @@ fn refuse(findings: &mut Findings, flags: &OtherFlags) {
     const ATTESTATIONS: &str = "leave it out, or turn it off by name: `--provenance=false`, `--sbom=false`";
     const RESOURCE: &str = "use `--resource`, for example `--resource memory=512m,cpu-shares=512`";
     for (refused, flag, hint) in [
-        (!flags.secret.is_empty(), "--secret", "RUN --mount=type=secret comes with a later version"),
-        (!flags.ssh.is_empty(), "--ssh", "RUN --mount=type=ssh comes with a later version"),
-        (
-            !flags.allow.is_empty(),
-            "--allow",
-            "leave it out: `--network=host` needs no entitlement here, and there is no insecure mode yet",
-        ),
         (!flags.cache_from.is_empty(), "--cache-from", "the store keeps the cache between builds of this machine"),
         (!flags.cache_to.is_empty(), "--cache-to", "the store keeps the cache between builds of this machine"),
         (flags.attest.iter().any(|value| !is_disabled(value)), "--attest", ATTESTATIONS),
@@ -352,6 +350,17 @@ fn each<T: std::str::FromStr<Err: std::fmt::Display>>(findings: &mut Findings, f
             }
         })
         .collect()
+}
+
+fn allow(findings: &mut Findings, texts: &[String]) -> Vec<Entitlement> {
+    let mut granted = Vec::new();
+    for text in texts {
+        match text.parse() {
+            Ok(entitlement) => granted.push(entitlement),
+            Err(error) => findings.invalid("--allow", text, error),
+        }
+    }
+    granted
 }
 
 fn platforms(findings: &mut Findings, texts: &[String]) -> Vec<Platform> {
@@ -715,9 +724,6 @@ mod tests {
     #[test]
     fn every_flag_that_is_not_supported_is_refused_by_its_name() {
         for (args, flag) in [
-            ("--secret id=x", "--secret"),
-            ("--ssh default", "--ssh"),
-            ("--allow network.host", "--allow"),
             ("--cache-from type=local,src=x", "--cache-from"),
             ("--cache-to type=inline", "--cache-to"),
             ("--attest type=sbom", "--attest"),
