@@ -65,6 +65,21 @@ pub struct BuildRequest {
     pub attestations: Vec<Attestation>,
     /// `--resource`.
     pub resources: ResourceLimits,
+    /// `--isolation`.
+    pub isolation: Isolation,
+}
+
+/// How much a build insists on its isolation (`--isolation`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Isolation {
+    /// Namespaces, system call filter, capabilities; where the host lacks a part, a note says what was used instead.
+    #[default]
+    Default,
+    /// The same, and what the host lacks is an error.
+    Strict,
+    /// The same, by a worker without privilege on the host.
+    Rootless,
 }
 
 /// The serialisable form of [`Network`].
@@ -672,6 +687,7 @@ pub(crate) fn empty(build_id: &str) -> BuildRequest {
         outputs: Vec::new(),
         attestations: Vec::new(),
         resources: ResourceLimits::default(),
+        isolation: Isolation::Default,
     }
 }
 

@@ -13,6 +13,7 @@ mod frame;
 mod keys;
 mod load;
 mod ops;
+mod platforms;
 mod push;
 mod records;
 mod remote;
