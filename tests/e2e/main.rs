@@ -8,8 +8,10 @@ mod bad_input;
 mod cache;
 mod cancel;
 mod debian;
+mod hostile;
 mod identical;
 mod outputs;
+mod platforms;
 mod progress;
 
 use std::fs;

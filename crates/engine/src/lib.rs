@@ -32,7 +32,7 @@ pub use place::{ImageDetails, ImagePlace, PlatformDetails, TransferRequest, Tran
 pub use redact::redact_url;
 pub use request::{
     Annotation, AnnotationTarget, Attestation, BuildRequest, Compression, ContextSource, ImageOptions, InvalidOutput,
-    Limit, NetworkMode, NoCache, Outcome, Output, OutputDest, ResourceLimits, RunRequest, StoreOptions, UserNamespace,
-    split_csv,
+    Isolation, Limit, NetworkMode, NoCache, Outcome, Output, OutputDest, ResourceLimits, RunRequest, StoreOptions,
+    UserNamespace, split_csv,
 };
 pub use session::{MAX_SECRET_BYTES, SecretSource, Session};

@@ -67,11 +67,26 @@ pub struct BuildRequest {
     pub attestations: Vec<Attestation>,
     /// `--resource`.
     pub resources: ResourceLimits,
+    /// `--isolation`.
+    pub isolation: Isolation,
     /// `--allow`: what the Dockerfile may ask for beyond what every build may.
     pub allow: Vec<Entitlement>,
     /// What the build may ask of the face, which keeps it.
     #[serde(skip)]
     pub session: Session,
+}
+
+/// How much a build insists on its isolation (`--isolation`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Isolation {
+    /// Namespaces, system call filter, capabilities; where the host lacks a part, a note says what was used instead.
+    #[default]
+    Default,
+    /// The same, and what the host lacks is an error.
+    Strict,
+    /// The same, by a worker without privilege on the host.
+    Rootless,
 }
 
 /// The serialisable form of [`Network`].
@@ -681,6 +696,7 @@ pub(crate) fn empty(build_id: &str) -> BuildRequest {
         resources: ResourceLimits::default(),
         allow: Vec::new(),
         session: Session::default(),
+        isolation: Isolation::Default,
     }
 }
 

@@ -46,6 +46,9 @@ pub struct SetupError {
     pub errno: i32,
     /// What is known beyond the number.
     pub detail: Option<String>,
+    /// Whether the image has more of something than is taken.
+    #[serde(default)]
+    pub is_limit: bool,
 }
 
 fn describe(errno: i32, detail: &Option<String>) -> String {
@@ -66,8 +69,13 @@ impl SetupError {
         missing || phases.iter().any(|phase| self.phase.starts_with(phase))
     }
 
+    /// What a step that is strict may not do without.
+    pub(crate) fn strict(notes: &[String]) -> Self {
+        Self::detail("isolate the step strictly", notes.join("; "))
+    }
+
     pub(crate) fn detail(phase: impl Into<String>, detail: impl Into<String>) -> Self {
-        Self { phase: phase.into(), errno: 0, detail: Some(detail.into()) }
+        Self { phase: phase.into(), errno: 0, detail: Some(detail.into()), is_limit: false }
     }
 }
 
@@ -83,12 +91,13 @@ impl<T> Phase<T> for io::Result<T> {
             phase: phase.into(),
             errno: e.raw_os_error().unwrap_or(0),
             detail: if e.raw_os_error().is_some() { None } else { Some(e.to_string()) },
+            is_limit: false,
         })
     }
 }
 
 impl<T> Phase<T> for rustix::io::Result<T> {
     fn phase(self, phase: impl Into<String>) -> Result<T, SetupError> {
-        self.map_err(|e| SetupError { phase: phase.into(), errno: e.raw_os_error(), detail: None })
+        self.map_err(|e| SetupError { phase: phase.into(), errno: e.raw_os_error(), detail: None, is_limit: false })
     }
 }

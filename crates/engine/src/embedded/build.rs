@@ -24,10 +24,10 @@ use super::records::{StoreClaims, StoreRecords};
 use super::remote::{Remote, UNKNOWN_IMAGE};
 use super::secrets::Secrets;
 use super::sources::{Images, Policy};
-use super::syntax;
+use super::{platforms, syntax};
 use crate::{
-    BuildError, BuildRequest, ContextSource, Entitlement, ExitKind, ImageSummary, NoCache, Outcome, Output, Place,
-    Report, StoreOptions, Unsupported,
+    BuildError, BuildRequest, ContextSource, Entitlement, ExitKind, ImageSummary, Isolation, NoCache, Outcome, Output,
+    Place, Report, StoreOptions, Unsupported,
 };
 
 /// Largest ignore file that is read.
@@ -70,20 +70,6 @@ pub(super) fn unsupported(request: &BuildRequest) -> Vec<Unsupported> {
                 Output::Load { .. } => refuse("--load", "a daemon takes one platform at a time; use `type=oci`"),
                 Output::Image { .. } | Output::Oci { .. } | Output::Local { .. } | Output::CacheOnly => {}
             }
-        }
-    }
-    let resources = &request.resources;
-    for (key, given) in [
-        ("memory-swap", resources.memory_swap_bytes != 0),
-        ("cpu-shares", resources.cpu_shares != 0),
-        ("cpuset-cpus", !resources.cpuset_cpus.is_empty()),
-        ("cpuset-mems", !resources.cpuset_mems.is_empty()),
-    ] {
-        if given {
-            refuse(
-                "--resource",
-                &format!("`{key}` is not supported yet; `memory` and `cpu-quota` with `cpu-period` are"),
-            );
         }
     }
     found
@@ -165,6 +151,7 @@ impl Engine {
         if let Some(note) = check_note(&request) {
             sink.emit(Event::Warning(note));
         }
+        self.isolate(request.isolation)?;
         for note in &self.notes {
             sink.emit(Event::Warning(note_warning(note)));
         }
@@ -174,6 +161,7 @@ impl Engine {
             sink.emit(Event::Warning(diagnostic_warning(warning, &request)));
         }
         refuse_unsupported_vertices(&lowered)?;
+        platforms::refuse_foreign_commands(&lowered, self.parts.launcher.emulators())?;
         entitled::check(&lowered, &request)?;
         for note in entitled::notes(&lowered) {
             sink.emit(Event::Warning(note_warning(&note)));
@@ -188,6 +176,7 @@ impl Engine {
             secrets_in_layers: request.allow.contains(&Entitlement::SecretInLayer),
             contexts: contexts(&request),
             limits: limits(&request),
+            strict: request.isolation == Isolation::Strict,
             shm_size_bytes: request.shm_size_bytes,
             lease: Arc::clone(&lease),
             read_sources: read_sources(&lowered),
@@ -218,6 +207,27 @@ impl Engine {
         }
         let export = Export { parts: &self.parts, request: &request, built: Arc::new(built), images, lease };
         export.run(&sink).await
+    }
+
+    /// Refuses a level of isolation that this worker does not have.
+    fn isolate(&self, wanted: Isolation) -> Result<(), BuildError> {
+        let refused = |message: &str, hint: &str| Report::new("isolation", message).hint(hint);
+        let report = match wanted {
+            Isolation::Strict if !self.notes.is_empty() => {
+                let mut report = refused(
+                    "`--isolation=strict`: this host offers less than builds ask for",
+                    "do what the notes say, or leave `--isolation=strict` out",
+                );
+                report.causes.clone_from(&self.notes);
+                report
+            }
+            Isolation::Rootless if self.mode == "root" => refused(
+                "`--isolation=rootless`: this build was started by root",
+                "start it as an ordinary user; steps of root have a user namespace of their own as well",
+            ),
+            Isolation::Default | Isolation::Strict | Isolation::Rootless => return Ok(()),
+        };
+        Err(BuildError::new(ExitKind::Denied, report))
     }
 
     /// Calls the frontend until it has no more questions.
@@ -416,12 +426,23 @@ fn local_name(name: &str) -> String {
 fn limits(request: &BuildRequest) -> sandbox::Limits {
     let resources = &request.resources;
     let positive = |value: i64| u64::try_from(value).ok().filter(|value| *value > 0);
-    // 100 ms is the period that the kernel and Docker take where none is given.
-    let period = if resources.cpu_period == 0 { 100_000 } else { resources.cpu_period };
+    let memory = positive(resources.memory_bytes);
     sandbox::Limits {
-        memory_bytes: positive(resources.memory_bytes),
-        cpu_millis: positive(resources.cpu_quota).map(|quota| (quota * 1000 / period).max(1)),
-        ..sandbox::Limits::default()
+        pids: None,
+        memory_bytes: memory,
+        swap: match (memory, resources.memory_swap_bytes) {
+            (_, 0) => sandbox::Swap::None,
+            (Some(memory), both) => match u64::try_from(both) {
+                Ok(both) => sandbox::Swap::Bytes(both.saturating_sub(memory)),
+                Err(_) => sandbox::Swap::Unlimited,
+            },
+            (None, _) => sandbox::Swap::Unlimited,
+        },
+        cpu_shares: (resources.cpu_shares > 0).then_some(resources.cpu_shares),
+        cpu_period_micros: (resources.cpu_period > 0).then_some(resources.cpu_period),
+        cpu_quota_micros: positive(resources.cpu_quota),
+        cpuset_cpus: resources.cpuset_cpus.clone(),
+        cpuset_mems: resources.cpuset_mems.clone(),
     }
 }
 
@@ -616,13 +637,6 @@ fn refusals(vertex: &Vertex) -> Vec<String> {
                 }
             }
             found.extend(exec.devices.iter().filter(|device| !device.optional).map(entitled::no_device));
-            if let Some(platform) = vertex.platform()
-                && !can_run(platform)
-            {
-                found.push(format!(
-                    "running programs for {platform} needs an emulator, which this version does not set up"
-                ));
-            }
         }
         Op::Build(_) => found.push("a build inside the build is not supported".into()),
         Op::File(file) => {
@@ -643,23 +657,6 @@ fn reads_local_files(vertex: &Vertex, input: Option<usize>) -> bool {
     input
         .and_then(|input| vertex.inputs().get(input))
         .is_some_and(|edge| matches!(edge.vertex.op(), Op::Source(source) if source.identifier.starts_with("local://")))
-}
-
-/// Whether this host runs programs for `platform`: by itself, or through an emulator that is registered.
-fn can_run(platform: &Platform) -> bool {
-    let host = Platform::host();
-    if platform.os != host.os {
-        return false;
-    }
-    let native =
-        platform.architecture == host.architecture || (platform.architecture == "386" && host.architecture == "amd64");
-    let emulator = match platform.architecture.as_str() {
-        "arm64" => "qemu-aarch64",
-        "amd64" => "qemu-x86_64",
-        "386" => "qemu-i386",
-        other => &format!("qemu-{other}"),
-    };
-    native || sandbox::host::probe().emulators.iter().any(|registered| registered == emulator)
 }
 
 /// A failed vertex, with its place in the Dockerfile.
@@ -727,12 +724,5 @@ mod tests {
         ] {
             assert_eq!(check_note(&request(dockerfile, args)).is_some(), expected, "{dockerfile:?}");
         }
-    }
-
-    #[test]
-    fn one_platform_runs_by_itself_and_another_needs_its_emulator() {
-        assert!(can_run(&Platform::host()));
-        assert!(!can_run(&Platform::new("windows", "amd64")));
-        assert!(!can_run(&Platform::new("linux", "no-such-machine")));
     }
 }

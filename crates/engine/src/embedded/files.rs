@@ -281,8 +281,11 @@ fn ids(store: &Store, owner: &Owner, inputs: &[Output], warn: &dyn Fn(String)) -
         }
         store.mount(&snapshot, None).map_err(|error| StepError::store("cannot read a snapshot", &error))
     };
-    let failed =
-        |error: users::UserError| StepError::new(ExitKind::Input, Report::new("unknown-user", error.to_string()));
+    let failed = |error: users::UserError| {
+        let (kind, rule) =
+            if error.is_limit() { (ExitKind::Limit, "limit") } else { (ExitKind::Input, "unknown-user") };
+        StepError::new(kind, Report::new(rule, error.to_string()))
+    };
     let (uid, mut gid) = match &owner.user {
         None => (0, 0),
         // As BuildKit: the group of a number is the same number.

@@ -18,6 +18,7 @@ mod keys;
 mod leak;
 mod load;
 mod ops;
+mod platforms;
 mod push;
 mod records;
 mod remote;

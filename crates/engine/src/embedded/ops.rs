@@ -12,6 +12,7 @@ use std::sync::Arc;
 use build_engine_graph::{Event, EventSink, ExecOp, LogStream, MountKind, Op, SourceOp, Vertex, Warning};
 use build_engine_oci::Digest;
 use build_engine_sandbox as sandbox;
+use build_engine_sandbox::emulation::Execution;
 use build_engine_solver::{CacheMap, ContentSelector, Failure, KeyPart, Ops};
 use build_engine_store::{ActiveLayer, CommitInfo, Snapshot, Store};
 use futures::future::{BoxFuture, try_join_all};
@@ -21,7 +22,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::remote::Remote;
 use super::secrets::{Given, Secrets};
 use super::sources::{Images, LocalContext, PinnedImage};
-use super::{agent, events as clock, files, keys, leak};
+use super::{agent, events as clock, files, keys, leak, platforms};
 use crate::mask::{Mask, Patterns};
 use crate::{ExitKind, Report};
 
@@ -114,6 +115,8 @@ pub(super) struct BuildOps {
     /// Directories of the local sources, by name.
     pub(super) contexts: BTreeMap<String, PathBuf>,
     pub(super) limits: sandbox::Limits,
+    /// Whether a step that would be less isolated than asked for is an error.
+    pub(super) strict: bool,
     pub(super) shm_size_bytes: u64,
     pub(super) lease: Arc<build_engine_store::Lease>,
     /// Sources whose files some vertex reads: they are fetched as soon as they are wanted. Others may never be.
@@ -340,7 +343,7 @@ impl BuildOps {
         let (parts, below, step) = (Arc::clone(&self.parts), base.clone(), Arc::clone(vertex));
         let given = self.secrets.for_step(exec).await?;
         self.warn_of_short_secrets(vertex, &*events);
-        let ((active, fds, work, mounts), given, proxies) = spawn(move || {
+        let ((active, mut fds, work, mounts), given, proxies) = spawn(move || {
             let (active, mut fds, work) = begin(&parts.store, &below)?;
             let Op::Exec(exec) = step.op() else { return Err(internal("a run is no run")) };
             let mut proxies = Vec::new();
@@ -352,6 +355,7 @@ impl BuildOps {
         let serving = self.serve_agents(proxies)?;
         let mut spec = self.step_spec(exec, work, mounts);
         spec.env.extend(given.env.iter().cloned());
+        self.emulate(vertex, &mut spec, &mut fds, &*events)?;
         let step = self.parts.launcher.spawn(&spec, &fds).map_err(|error| step_failure(&error))?;
         let mut tail = Tail::default();
         let exit = watch(
@@ -433,11 +437,34 @@ impl BuildOps {
                 .map(|limit| sandbox::Ulimit { name: limit.name.clone(), soft: limit.soft, hard: limit.hard })
                 .collect(),
             shm_size_bytes: (self.shm_size_bytes > 0).then_some(self.shm_size_bytes),
+            confinement: match exec.security {
+                build_engine_graph::Security::Sandbox => defaults.confinement.clone(),
+                build_engine_graph::Security::Insecure => sandbox::Confinement::insecure(),
+            },
             limits: self.limits.clone(),
+            strict: self.strict,
             cgroup_parent: meta.cgroup_parent.clone(),
             remove_stub_parents: meta.remove_mount_stubs_recursive,
             ..defaults
         }
+    }
+
+    /// Gives a step the emulator that its platform needs.
+    fn emulate(
+        &self,
+        vertex: &Vertex,
+        spec: &mut sandbox::StepSpec,
+        fds: &mut sandbox::StepFds,
+        events: &dyn EventSink,
+    ) -> Result<(), StepError> {
+        let Some(platform) = vertex.platform() else { return Ok(()) };
+        let execution = platforms::execution(self.parts.launcher.emulators(), platform)?;
+        self.note(vertex, platforms::note(platform, &execution).as_slice(), events);
+        if let Execution::Own(emulator) = execution {
+            spec.emulated = Some(platform.architecture.clone());
+            fds.emulator = Some(emulator.file);
+        }
+        Ok(())
     }
 
     /// Passes on what a step did not get as asked for, once per worker.
@@ -514,6 +541,7 @@ pub(super) fn begin(store: &Store, base: &Snapshot) -> Result<(ActiveLayer, sand
         lower: lower.iter().map(|dir| open_path(dir)).collect::<Result<_, _>>()?,
         active: Some(open_path(parent)?),
         binds: Vec::new(),
+        emulator: None,
     };
     Ok((active, fds, name.ok_or_else(|| internal("a work directory has no name"))?))
 }
@@ -722,6 +750,7 @@ pub(super) fn step_failure(error: &sandbox::SandboxError) -> StepError {
     use sandbox::SandboxError;
     let kind = match error {
         SandboxError::Spec(_) => ExitKind::Input,
+        SandboxError::Setup(error) if error.is_limit => ExitKind::Limit,
         SandboxError::Setup(error) if error.is_of_the_image() => ExitKind::Step,
         SandboxError::Cancelled => ExitKind::Cancelled,
         _ => ExitKind::Denied,

@@ -11,6 +11,7 @@ use build_engine_engine::{
 use build_engine_oci::{Platform, Reference};
 
 use super::flags::{self, Flags, OtherFlags};
+use super::limits;
 use super::secrets;
 use crate::commands::{dockerfile, lock_file};
 use crate::errors::Failure;
@@ -83,7 +84,7 @@ pub(crate) fn plan(flags: Flags, env: Environment<'_>) -> Result<Plan, Failure> 
     let annotations = each(&mut findings, "--annotation", &flags.annotation);
     let extra_hosts = extra_hosts(&mut findings, &flags.add_host);
     let ulimits = ulimits(&mut findings, &flags.ulimit);
-    let resources = resources(&mut findings, &flags.resource);
+    let resources = resources(&mut findings, &flags.limits.fields(), &flags.resource);
     let no_cache = no_cache(&mut findings, &flags);
     let granted: Vec<String> = flags.allow.iter().filter(|text| !text.is_empty()).cloned().collect();
     let allow = allow(&mut findings, &granted);
@@ -131,6 +132,7 @@ pub(crate) fn plan(flags: Flags, env: Environment<'_>) -> Result<Plan, Failure> 
         resources,
         allow,
         session,
+        isolation: flags.isolation.unwrap_or_default(),
     };
     Ok(Plan {
         request,
@@ -153,7 +155,6 @@ fn refuse(findings: &mut Findings, flags: &OtherFlags) {
         Err(_) => !is_disabled(&format!("type={kind},{value}")),
     };
     const ATTESTATIONS: &str = "leave it out, or turn it off by name: `--provenance=false`, `--sbom=false`";
-    const RESOURCE: &str = "use `--resource`, for example `--resource memory=512m,cpu-shares=512`";
     for (refused, flag, hint) in [
         (!flags.cache_from.is_empty(), "--cache-from", "the store keeps the cache between builds of this machine"),
         (!flags.cache_to.is_empty(), "--cache-to", "the store keeps the cache between builds of this machine"),
@@ -177,22 +178,10 @@ fn refuse(findings: &mut Findings, flags: &OtherFlags) {
             "`--call=build` is the only method in this version",
         ),
         (flags.rm == Some(false), "--rm=false", "no intermediate containers exist here"),
-        (
-            flags.isolation.as_deref().is_some_and(|value| !matches!(value, "" | "default")),
-            "--isolation",
-            "`--isolation=default` is the only level in this version",
-        ),
         (!flags.on_failure.is_empty(), "--on-failure", "build the stage before with `--target` to look at it"),
         (!flags.frontend_opt.is_empty(), "--frontend-opt", "use the flag that is made for it"),
         (asked(flags.squash), "--squash", "every step makes a layer; build onto one with a last stage and COPY --from"),
         (!flags.security_opt.is_empty(), "--security-opt", "the sandbox has no options in this version"),
-        (given(&flags.memory), "--memory", RESOURCE),
-        (given(&flags.memory_swap), "--memory-swap", RESOURCE),
-        (given(&flags.cpu_shares), "--cpu-shares", RESOURCE),
-        (given(&flags.cpu_period), "--cpu-period", RESOURCE),
-        (given(&flags.cpu_quota), "--cpu-quota", RESOURCE),
-        (given(&flags.cpuset_cpus), "--cpuset-cpus", RESOURCE),
-        (given(&flags.cpuset_mems), "--cpuset-mems", RESOURCE),
     ] {
         if refused {
             findings.unsupported(flag, hint);
@@ -591,33 +580,25 @@ fn ulimits(findings: &mut Findings, texts: &[String]) -> Vec<Limit> {
     limits
 }
 
-fn resources(findings: &mut Findings, texts: &[String]) -> ResourceLimits {
+/// Limits of the classic flags, and of `--resource`, which comes last.
+fn resources(findings: &mut Findings, classic: &[(&str, String)], texts: &[String]) -> ResourceLimits {
     let mut limits = ResourceLimits::default();
+    for (key, value) in classic {
+        if let Err(reason) = limits::set(&mut limits, key, value) {
+            findings.invalid(&format!("--{key}"), value, reason);
+        }
+    }
     for field in texts.iter().flat_map(|text| fields_of(text)) {
         let Some((key, value)) = field.split_once('=') else {
             findings.invalid("--resource", &field, "expected LIMIT=VALUE");
             continue;
         };
-        let bytes = |value: &str| match value {
-            "-1" => Ok(-1),
-            value => flags::byte_size(value).and_then(|bytes| i64::try_from(bytes).map_err(|_| "too large".into())),
-        };
-        let number = "expected a number".to_owned();
-        let set = match key.trim() {
-            "memory" => bytes(value).map(|bytes| limits.memory_bytes = bytes),
-            "memory-swap" => bytes(value).map(|bytes| limits.memory_swap_bytes = bytes),
-            "cpu-shares" => value.parse().map(|shares| limits.cpu_shares = shares).map_err(|_| number),
-            "cpu-period" => value.parse().map(|period| limits.cpu_period = period).map_err(|_| number),
-            "cpu-quota" => value.parse().map(|quota| limits.cpu_quota = quota).map_err(|_| number),
-            "cpuset-cpus" => cpu_list(value).map(|list| limits.cpuset_cpus = list),
-            "cpuset-mems" => cpu_list(value).map(|list| limits.cpuset_mems = list),
-            _ => Err("the limit is one of memory, memory-swap, cpu-shares, cpu-period, cpu-quota, cpuset-cpus, \
-                      cpuset-mems"
-                .into()),
-        };
-        if let Err(reason) = set {
+        if let Err(reason) = limits::set(&mut limits, key.trim(), value) {
             findings.invalid("--resource", &field, reason);
         }
+    }
+    if let Err(reason) = limits::check(&limits) {
+        findings.add("invalid-flag", reason);
     }
     limits
 }
@@ -636,15 +617,6 @@ fn fields_of(text: &str) -> Vec<String> {
         }
     }
     fields
-}
-
-fn cpu_list(value: &str) -> Result<String, String> {
-    let legal = !value.is_empty()
-        && value.split(',').all(|part| {
-            let (from, to) = part.split_once('-').unwrap_or((part, part));
-            matches!((from.parse::<u32>(), to.parse::<u32>()), (Ok(from), Ok(to)) if from <= to)
-        });
-    if legal { Ok(value.to_owned()) } else { Err("expected a list such as 0-3 or 0,2".into()) }
 }
 
 fn no_cache(findings: &mut Findings, flags: &Flags) -> NoCache {
@@ -736,18 +708,10 @@ mod tests {
             ("--check", "--check"),
             ("--call outline", "--call"),
             ("--rm=false", "--rm=false"),
-            ("--isolation hyperv", "--isolation"),
             ("--on-failure shell", "--on-failure"),
             ("--frontend-opt a=b", "--frontend-opt"),
             ("--squash", "--squash"),
             ("--security-opt x", "--security-opt"),
-            ("-m 1g", "--memory"),
-            ("--memory-swap -1", "--memory-swap"),
-            ("-c 512", "--cpu-shares"),
-            ("--cpu-period 1", "--cpu-period"),
-            ("--cpu-quota -1", "--cpu-quota"),
-            ("--cpuset-cpus 0", "--cpuset-cpus"),
-            ("--cpuset-mems 0", "--cpuset-mems"),
             ("--build-context a=https://x/y.git", "--build-context"),
             ("--add-host a:host-gateway", "--add-host"),
             ("--file https://x/Dockerfile", "--file"),
