@@ -17,6 +17,7 @@ use tokio::sync::Semaphore;
 
 use super::events::Work;
 use super::export::{Built, Export};
+use super::materialize;
 use super::ops::{self, BuildOps, MAX_RUNNING, Part, Parts, StepError};
 use super::records::{StoreClaims, StoreRecords};
 use super::remote::{Remote, UNKNOWN_IMAGE};
@@ -195,9 +196,10 @@ impl Engine {
                 Some(_) => match outputs.next() {
                     Some(ops::Output::Snapshot(snapshot)) => vec![Part::Layers(snapshot)],
                     Some(ops::Output::Lazy(parts)) => parts.to_vec(),
-                    Some(ops::Output::Context(_)) | None => {
-                        return Err(BuildError::new(ExitKind::Input, Report::new("unsupported", FROM_LOCAL)));
+                    Some(ops::Output::Context(context)) => {
+                        vec![Part::Layers(materialize::whole(&self.parts, &context).await?)]
                     }
+                    None => return Err(BuildError::internal("a result has no output")),
                 },
             };
             let base = result.base.map(|base| base.image);
@@ -606,18 +608,9 @@ fn refusals(vertex: &Vertex) -> Vec<String> {
             }
         }
         Op::Exec(exec) => {
-            if exec.mounts.iter().any(|mount| mount.dest == "/" && reads_local_files(vertex, mount.input)) {
-                found.push(FROM_LOCAL.into());
-            }
             for mount in exec.mounts.iter().filter(|mount| mount.dest != "/") {
                 match &mount.kind {
-                    MountKind::Tmpfs { .. } => {}
-                    // Of the build context; what other stages and heredocs made is in the store.
-                    MountKind::Bind if reads_local_files(vertex, mount.input) => {
-                        found.push("`RUN --mount=type=bind` of the build context is not supported yet".into());
-                    }
-                    MountKind::Bind => {}
-                    MountKind::Cache { .. } => found.push("`RUN --mount=type=cache` is not supported yet".into()),
+                    MountKind::Bind | MountKind::Cache { .. } | MountKind::Tmpfs { .. } => {}
                     MountKind::Secret(_) => found.push("`RUN --mount=type=secret` is not supported yet".into()),
                     MountKind::Ssh(_) => found.push("`RUN --mount=type=ssh` is not supported yet".into()),
                 }
@@ -641,24 +634,9 @@ fn refusals(vertex: &Vertex) -> Vec<String> {
             }
         }
         Op::Build(_) => found.push("a build inside the build is not supported".into()),
-        Op::File(file) => {
-            if file.actions.iter().any(|action| reads_local_files(vertex, action.input)) {
-                found.push(FROM_LOCAL.into());
-            }
-        }
-        Op::Merge(_) | Op::Diff(_) => {}
+        Op::File(_) | Op::Merge(_) | Op::Diff(_) => {}
     }
     found
-}
-
-/// What has no layer cannot be built upon.
-const FROM_LOCAL: &str = "a stage that starts from a local directory is not supported yet; `COPY --from` it instead";
-
-/// Whether an input of `vertex` is a local directory, read in place.
-fn reads_local_files(vertex: &Vertex, input: Option<usize>) -> bool {
-    input
-        .and_then(|input| vertex.inputs().get(input))
-        .is_some_and(|edge| matches!(edge.vertex.op(), Op::Source(source) if source.identifier.starts_with("local://")))
 }
 
 /// Whether this host runs programs for `platform`: by itself, or through an emulator that is registered.

@@ -12,6 +12,8 @@ mod files;
 mod frame;
 mod keys;
 mod load;
+mod materialize;
+mod mounts;
 mod ops;
 mod push;
 mod records;

@@ -20,7 +20,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::remote::Remote;
 use super::sources::{Images, LocalContext, PinnedImage};
-use super::{events as clock, files, keys};
+use super::{events as clock, files, keys, materialize, mounts};
 use crate::{ExitKind, Report};
 
 /// How many steps may run at once, whatever they do. Sleeping steps cost nothing, so this only bounds memory.
@@ -172,6 +172,7 @@ impl Ops for BuildOps {
             } else {
                 inputs
             };
+            let inputs = materialize::bases(&self.parts, &vertex, inputs).await.map_err(Failure::new)?;
             let result = match vertex.op() {
                 Op::Source(source) => match source.identifier.strip_prefix("local://") {
                     Some(name) => self.local(name, source).map(|context| vec![Output::Context(Arc::new(context))]),
@@ -324,11 +325,13 @@ impl BuildOps {
     ) -> Result<Vec<Output>, StepError> {
         let root = exec.mounts.iter().find(|mount| mount.dest == "/").ok_or_else(|| internal("a run has no root"))?;
         let base = snapshot_of(&inputs, root.input)?;
+        let prepared = Arc::new(mounts::prepare(&self.parts, vertex, exec, &inputs, &events).await?);
+        let in_use = Arc::clone(&prepared);
         let (parts, below, step) = (Arc::clone(&self.parts), base.clone(), Arc::clone(vertex));
         let (active, fds, work, mounts) = spawn(move || {
             let (active, mut fds, work) = begin(&parts.store, &below)?;
             let Op::Exec(exec) = step.op() else { return Err(internal("a run is no run")) };
-            let mounts = mounts(&parts.store, exec, &inputs, &mut fds.binds)?;
+            let mounts = mounts_of(&parts.store, exec, &prepared, &mut fds.binds)?;
             Ok((active, fds, work, mounts))
         })
         .await?;
@@ -340,6 +343,7 @@ impl BuildOps {
             events.emit(Event::Log { vertex: vertex.digest().clone(), stream, text, at: clock::now() });
         })
         .await?;
+        drop(in_use);
         self.note(vertex, &exit.notes, &*events);
         let code = exit.status.code();
         let valid: &[i32] = if exec.meta.valid_exit_codes.is_empty() { &[0] } else { &exec.meta.valid_exit_codes };
@@ -430,7 +434,7 @@ fn blocking<T: Send + 'static>(
     Box::pin(async move { spawn(work).await.map_err(Failure::new) })
 }
 
-async fn spawn<T: Send + 'static>(
+pub(super) async fn spawn<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, StepError> + Send + 'static,
 ) -> Result<T, StepError> {
     match tokio::task::spawn_blocking(work).await {
@@ -483,33 +487,19 @@ pub(super) fn begin(store: &Store, base: &Snapshot) -> Result<(ActiveLayer, sand
     Ok((active, fds, name.ok_or_else(|| internal("a work directory has no name"))?))
 }
 
-/// What a run sees besides its root. The layers of what is bound become descriptors in `binds`.
-fn mounts(
+/// What a run sees besides its root. The trees of what is mounted become descriptors in `binds`.
+fn mounts_of(
     store: &Store,
     exec: &ExecOp,
-    inputs: &[Output],
+    prepared: &mounts::Prepared,
     binds: &mut Vec<OwnedFd>,
 ) -> Result<Vec<sandbox::Mount>, StepError> {
     let mut mounts = Vec::new();
-    for mount in exec.mounts.iter().filter(|mount| mount.dest != "/") {
+    for (index, mount) in exec.mounts.iter().enumerate().filter(|(_, mount)| mount.dest != "/") {
         let source = match &mount.kind {
             MountKind::Tmpfs { size } => sandbox::MountSource::Tmpfs { size_bytes: u64::try_from(*size).unwrap_or(0) },
-            MountKind::Bind => {
-                let snapshot = snapshot_of(inputs, mount.input)?;
-                if snapshot.layers().is_empty() {
-                    sandbox::MountSource::Tmpfs { size_bytes: 0 }
-                } else {
-                    let layers = store.layer_dirs(&snapshot);
-                    let layers = layers.map_err(|error| StepError::store("cannot read what is mounted", &error))?;
-                    let first = binds.len();
-                    for layer in &layers {
-                        binds.push(open_path(layer)?);
-                    }
-                    let selector = mount.selector.clone();
-                    sandbox::MountSource::Layers { fds: (first..binds.len()).collect(), selector }
-                }
-            }
-            MountKind::Cache { .. } | MountKind::Secret(_) | MountKind::Ssh(_) => {
+            MountKind::Bind | MountKind::Cache { .. } => prepared.source(store, index, mount, binds)?,
+            MountKind::Secret(_) | MountKind::Ssh(_) => {
                 return Err(internal("a mount of a kind that was not refused"));
             }
         };
@@ -518,7 +508,7 @@ fn mounts(
     Ok(mounts)
 }
 
-fn open_path(path: &Path) -> Result<OwnedFd, StepError> {
+pub(super) fn open_path(path: &Path) -> Result<OwnedFd, StepError> {
     rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).map_err(|error| {
         let report =
             Report::new("io", format!("cannot open `{}`", path.display())).caused_by(&std::io::Error::from(error));
