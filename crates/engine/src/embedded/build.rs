@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use build_engine_dockerfile::{Diagnostic, Level};
 use build_engine_frontend::{self as frontend, Answer, Answers, Lowered, Lowering, Question};
-use build_engine_graph::{Event, EventSink, MountKind, Op, Vertex, Warning, walk};
+use build_engine_graph::{Event, EventSink, Op, Vertex, Warning, walk};
 use build_engine_oci::{Digest, Platform, Reference};
 use build_engine_registry::Credentials;
 use build_engine_sandbox as sandbox;
@@ -19,6 +19,7 @@ use super::entitled;
 use super::events::Work;
 use super::export::{Built, Export};
 use super::face::Caller;
+use super::materialize;
 use super::ops::{self, BuildOps, MAX_RUNNING, Part, Parts, StepError};
 use super::records::{StoreClaims, StoreRecords};
 use super::remote::{Remote, UNKNOWN_IMAGE};
@@ -197,9 +198,10 @@ impl Engine {
                 Some(_) => match outputs.next() {
                     Some(ops::Output::Snapshot(snapshot)) => vec![Part::Layers(snapshot)],
                     Some(ops::Output::Lazy(parts)) => parts.to_vec(),
-                    Some(ops::Output::Context(_)) | None => {
-                        return Err(BuildError::new(ExitKind::Input, Report::new("unsupported", FROM_LOCAL)));
+                    Some(ops::Output::Context(context)) => {
+                        vec![Part::Layers(materialize::whole(&self.parts, &context).await?)]
                     }
+                    None => return Err(BuildError::internal("a result has no output")),
                 },
             };
             let base = result.base.map(|base| base.image);
@@ -621,42 +623,12 @@ fn refusals(vertex: &Vertex) -> Vec<String> {
             }
         }
         Op::Exec(exec) => {
-            if exec.mounts.iter().any(|mount| mount.dest == "/" && reads_local_files(vertex, mount.input)) {
-                found.push(FROM_LOCAL.into());
-            }
-            for mount in exec.mounts.iter().filter(|mount| mount.dest != "/") {
-                match &mount.kind {
-                    MountKind::Tmpfs { .. } => {}
-                    // Of the build context; what other stages and heredocs made is in the store.
-                    MountKind::Bind if reads_local_files(vertex, mount.input) => {
-                        found.push("`RUN --mount=type=bind` of the build context is not supported yet".into());
-                    }
-                    MountKind::Bind => {}
-                    MountKind::Cache { .. } => found.push("`RUN --mount=type=cache` is not supported yet".into()),
-                    MountKind::Secret(_) | MountKind::Ssh(_) => {}
-                }
-            }
             found.extend(exec.devices.iter().filter(|device| !device.optional).map(entitled::no_device));
         }
         Op::Build(_) => found.push("a build inside the build is not supported".into()),
-        Op::File(file) => {
-            if file.actions.iter().any(|action| reads_local_files(vertex, action.input)) {
-                found.push(FROM_LOCAL.into());
-            }
-        }
-        Op::Merge(_) | Op::Diff(_) => {}
+        Op::File(_) | Op::Merge(_) | Op::Diff(_) => {}
     }
     found
-}
-
-/// What has no layer cannot be built upon.
-const FROM_LOCAL: &str = "a stage that starts from a local directory is not supported yet; `COPY --from` it instead";
-
-/// Whether an input of `vertex` is a local directory, read in place.
-fn reads_local_files(vertex: &Vertex, input: Option<usize>) -> bool {
-    input
-        .and_then(|input| vertex.inputs().get(input))
-        .is_some_and(|edge| matches!(edge.vertex.op(), Op::Source(source) if source.identifier.starts_with("local://")))
 }
 
 /// A failed vertex, with its place in the Dockerfile.

@@ -91,6 +91,11 @@ impl<'a> Readable<'a> {
     }
 }
 
+/// Reads an output as copies do.
+pub(super) fn with_view<T>(store: &Store, output: &Output, use_it: impl FnOnce(View<'_>) -> T) -> Result<T, StepError> {
+    Ok(Readable::open(store, output)?.with_view(use_it))
+}
+
 fn visibility(context: &LocalContext, path: &Path, is_dir: bool) -> Visibility {
     let path = path.to_string_lossy();
     let verdict = context.ignore.verdict(&path);
@@ -318,7 +323,7 @@ fn ids(store: &Store, owner: &Owner, inputs: &[Output], warn: &dyn Fn(String)) -
     Ok((uid, gid))
 }
 
-fn copy_error(error: CopyError, source: Option<&Output>) -> StepError {
+pub(super) fn copy_error(error: CopyError, source: Option<&Output>) -> StepError {
     let error = match error {
         CopyError::NotFound { path } => return not_found(&path, source),
         error => error,

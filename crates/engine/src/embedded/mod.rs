@@ -17,6 +17,8 @@ mod frame;
 mod keys;
 mod leak;
 mod load;
+mod materialize;
+mod mounts;
 mod ops;
 mod platforms;
 mod push;

@@ -22,7 +22,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::remote::Remote;
 use super::secrets::{Given, Secrets};
 use super::sources::{Images, LocalContext, PinnedImage};
-use super::{agent, events as clock, files, keys, leak, platforms};
+use super::{agent, events as clock, files, keys, leak, materialize, mounts, platforms};
 use crate::mask::{Mask, Patterns};
 use crate::{ExitKind, Report};
 
@@ -188,6 +188,7 @@ impl Ops for BuildOps {
             } else {
                 inputs
             };
+            let inputs = materialize::bases(&self.parts, &vertex, inputs).await.map_err(Failure::new)?;
             let result = match vertex.op() {
                 Op::Source(source) => match source.identifier.strip_prefix("local://") {
                     Some(name) => self.local(name, source).map(|context| vec![Output::Context(Arc::new(context))]),
@@ -340,6 +341,8 @@ impl BuildOps {
     ) -> Result<Vec<Output>, StepError> {
         let root = exec.mounts.iter().find(|mount| mount.dest == "/").ok_or_else(|| internal("a run has no root"))?;
         let base = snapshot_of(&inputs, root.input)?;
+        let prepared = Arc::new(mounts::prepare(&self.parts, vertex, exec, &inputs, &events).await?);
+        let in_use = Arc::clone(&prepared);
         let (parts, below, step) = (Arc::clone(&self.parts), base.clone(), Arc::clone(vertex));
         let given = self.secrets.for_step(exec).await?;
         self.warn_of_short_secrets(vertex, &*events);
@@ -347,7 +350,7 @@ impl BuildOps {
             let (active, mut fds, work) = begin(&parts.store, &below)?;
             let Op::Exec(exec) = step.op() else { return Err(internal("a run is no run")) };
             let mut proxies = Vec::new();
-            let mounts = mounts(&parts.store, &active, exec, &inputs, &given, &mut fds.binds, &mut proxies)?;
+            let mounts = mounts_of(&parts.store, &active, exec, &prepared, &given, &mut fds.binds, &mut proxies)?;
             Ok(((active, fds, work, mounts), given, proxies))
         })
         .await?;
@@ -367,7 +370,7 @@ impl BuildOps {
             },
         )
         .await?;
-        drop((spec, serving));
+        drop((spec, serving, in_use));
         self.note(vertex, &exit.notes, &*events);
         let code = exit.status.code();
         let valid: &[i32] = if exec.meta.valid_exit_codes.is_empty() { &[0] } else { &exec.meta.valid_exit_codes };
@@ -492,7 +495,7 @@ fn blocking<T: Send + 'static>(
     Box::pin(async move { spawn(work).await.map_err(Failure::new) })
 }
 
-async fn spawn<T: Send + 'static>(
+pub(super) async fn spawn<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, StepError> + Send + 'static,
 ) -> Result<T, StepError> {
     match tokio::task::spawn_blocking(work).await {
@@ -546,47 +549,32 @@ pub(super) fn begin(store: &Store, base: &Snapshot) -> Result<(ActiveLayer, sand
     Ok((active, fds, name.ok_or_else(|| internal("a work directory has no name"))?))
 }
 
-/// What a run sees besides its root. The layers of what is bound become descriptors in `binds`.
-fn mounts(
+/// What a run sees besides its root. The trees of what is mounted become descriptors in `binds`.
+fn mounts_of(
     store: &Store,
     active: &ActiveLayer,
     exec: &ExecOp,
-    inputs: &[Output],
+    prepared: &mounts::Prepared,
     given: &Given,
     binds: &mut Vec<OwnedFd>,
     proxies: &mut Vec<agent::Proxy>,
 ) -> Result<Vec<sandbox::Mount>, StepError> {
     let mut mounts = Vec::new();
-    for mount in exec.mounts.iter().filter(|mount| mount.dest != "/") {
+    for (index, mount) in exec.mounts.iter().enumerate().filter(|(_, mount)| mount.dest != "/") {
         let source = match &mount.kind {
             MountKind::Tmpfs { size } => sandbox::MountSource::Tmpfs { size_bytes: u64::try_from(*size).unwrap_or(0) },
-            MountKind::Bind => {
-                let snapshot = snapshot_of(inputs, mount.input)?;
-                if snapshot.layers().is_empty() {
-                    sandbox::MountSource::Tmpfs { size_bytes: 0 }
-                } else {
-                    let layers = store.layer_dirs(&snapshot);
-                    let layers = layers.map_err(|error| StepError::store("cannot read what is mounted", &error))?;
-                    let first = binds.len();
-                    for layer in &layers {
-                        binds.push(open_path(layer)?);
-                    }
-                    let selector = mount.selector.clone();
-                    sandbox::MountSource::Layers { fds: (first..binds.len()).collect(), selector }
-                }
-            }
+            MountKind::Bind | MountKind::Cache { .. } => prepared.source(store, index, mount, binds)?,
             MountKind::Secret(_) | MountKind::Ssh(_) => {
                 mounts.extend(given.mount(active, mount, binds, proxies)?);
                 continue;
             }
-            MountKind::Cache { .. } => return Err(internal("a mount of a kind that was not refused")),
         };
         mounts.push(sandbox::Mount { dest: mount.dest.clone(), readonly: mount.readonly, source });
     }
     Ok(mounts)
 }
 
-fn open_path(path: &Path) -> Result<OwnedFd, StepError> {
+pub(super) fn open_path(path: &Path) -> Result<OwnedFd, StepError> {
     rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).map_err(|error| {
         let report =
             Report::new("io", format!("cannot open `{}`", path.display())).caused_by(&std::io::Error::from(error));
