@@ -67,6 +67,8 @@ pub struct BuildRequest {
     pub attestations: Vec<Attestation>,
     /// `--resource`.
     pub resources: ResourceLimits,
+    /// `--allow-private-urls`: redirects of what is fetched may lead to private addresses.
+    pub allow_private_urls: bool,
     /// What the build may ask of the face, which keeps it.
     #[serde(skip)]
     pub session: Session,
@@ -677,6 +679,7 @@ pub(crate) fn empty(build_id: &str) -> BuildRequest {
         outputs: Vec::new(),
         attestations: Vec::new(),
         resources: ResourceLimits::default(),
+        allow_private_urls: false,
         session: Session::default(),
     }
 }

@@ -18,6 +18,7 @@ use tokio::sync::Semaphore;
 use super::events::Work;
 use super::export::{Built, Export};
 use super::face::Caller;
+use super::http::Http;
 use super::ops::{self, BuildOps, MAX_RUNNING, Part, Parts, StepError};
 use super::records::{StoreClaims, StoreRecords};
 use super::remote::{Remote, UNKNOWN_IMAGE};
@@ -176,10 +177,18 @@ impl Engine {
         let lease =
             self.parts.store.lease().map_err(|error| step_error(StepError::store("cannot take a lease", &error)))?;
         let lease = Arc::new(lease);
+        let http = Arc::new(Http::new(
+            Arc::clone(&self.parts),
+            caller.clone(),
+            Arc::clone(&lease),
+            request.allow_private_urls,
+            BTreeMap::new(),
+        ));
         let ops = Arc::new(BuildOps {
             parts: Arc::clone(&self.parts),
             images: Arc::clone(&images),
             caller,
+            http,
             contexts: contexts(&request),
             limits: limits(&request),
             shm_size_bytes: request.shm_size_bytes,
@@ -607,7 +616,7 @@ fn refusals(vertex: &Vertex) -> Vec<String> {
             let scheme = source.identifier.split_once("://").map_or("", |(scheme, _)| scheme);
             match scheme {
                 "local" | "docker-image" | "oci-layout" => {}
-                "http" | "https" => found.push(format!("fetching `{}` is not supported yet", source.identifier)),
+                "http" | "https" => {}
                 "git" => found.push("git repositories as sources are not supported yet".into()),
                 other => found.push(format!("sources of kind `{other}` are not supported")),
             }

@@ -12,6 +12,7 @@ mod export;
 mod face;
 mod files;
 mod frame;
+mod http;
 mod keys;
 mod load;
 mod ops;

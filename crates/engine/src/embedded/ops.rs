@@ -19,6 +19,7 @@ use rustix::fs::{Mode, OFlags};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::face::Caller;
+use super::http::{self, Http};
 use super::remote::Remote;
 use super::sources::{Images, LocalContext, PinnedImage};
 use super::{events as clock, files, keys};
@@ -108,6 +109,7 @@ pub(super) struct BuildOps {
     pub(super) images: Arc<Images>,
     /// Whoever started the build.
     pub(super) caller: Caller,
+    pub(super) http: Arc<Http>,
     /// Directories of the local sources, by name.
     pub(super) contexts: BTreeMap<String, PathBuf>,
     pub(super) limits: sandbox::Limits,
@@ -133,6 +135,10 @@ impl Ops for BuildOps {
                     inputs: vec![],
                     unique: true,
                 });
+            }
+            if http::is_http(&source.identifier) {
+                let file = self.http.resolve(source).await.map_err(Failure::new)?;
+                return Ok(CacheMap { parts: file.key(), inputs: vec![], unique: false });
             }
             let image = self.images.pinned(&source.identifier, vertex.platform()).map_err(Failure::new)?;
             let parts = vec![KeyPart::new("image", image.found.manifest_descriptor.digest.to_string())];
@@ -178,6 +184,9 @@ impl Ops for BuildOps {
             let result = match vertex.op() {
                 Op::Source(source) => match source.identifier.strip_prefix("local://") {
                     Some(name) => self.local(name, source).map(|context| vec![Output::Context(Arc::new(context))]),
+                    None if http::is_http(&source.identifier) => {
+                        self.http.tree(source).await.map(|tree| vec![Output::Snapshot(tree)])
+                    }
                     None => self.image(&vertex, &source.identifier, &events).await.map(|output| vec![output]),
                 },
                 Op::Exec(exec) => self.exec(&vertex, exec, inputs, events).await,

@@ -125,6 +125,7 @@ pub(crate) fn plan(flags: Flags, env: Environment<'_>) -> Result<Plan, Failure> 
         outputs,
         attestations: Vec::new(),
         resources,
+        allow_private_urls: flags.allow_private_urls == Some(true),
         session: build_engine_engine::Session::default(),
     };
     Ok(Plan {
