@@ -7,6 +7,7 @@
 //! Invariants: a request is checked against what the backend can do before anything starts; dropping a build's future
 //! cancels it.
 
+mod archive;
 mod backend;
 pub mod context;
 mod docker_archive;
@@ -18,14 +19,18 @@ mod place;
 mod request;
 mod session;
 
+pub use archive::{ARCHIVE_HEAD, is_archive};
 pub use backend::{Backend, ImageSummary, Unsupported};
+pub use build_engine_frontend::MainContext;
+pub use build_engine_registry::shown;
 pub use build_engine_registry::{
     AuthFiles, HostSettings as RegistryHost, Limits as NetworkLimits, Proxies, Settings as RegistrySettings,
 };
 pub use error::{BuildError, ExitKind, Place, Report};
 pub use place::{ImageDetails, ImagePlace, PlatformDetails, TransferRequest, Transferred, Variants};
 pub use request::{
-    Annotation, AnnotationTarget, Attestation, BuildRequest, Compression, ContextSource, ImageOptions, InvalidOutput,
-    Limit, NetworkMode, NoCache, Outcome, Output, OutputDest, ResourceLimits, RunRequest, StoreOptions, UserNamespace,
+    Annotation, AnnotationTarget, Attestation, BuildRequest, Compression, ContextSource, DockerfileSource,
+    ImageOptions, InvalidOutput, Limit, NetworkMode, NoCache, Outcome, Output, OutputDest, ResourceLimits, RunRequest,
+    StoreOptions, UPLOAD, UserNamespace,
 };
-pub use session::{SecretSource, Session};
+pub use session::{SecretSource, Session, Variables};

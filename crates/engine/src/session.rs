@@ -4,6 +4,7 @@
 //! at a time, by its id, when a step needs it.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 /// What a build may ask for.
@@ -11,6 +12,31 @@ use std::path::PathBuf;
 pub struct Session {
     /// Secrets by id (`--secret`).
     pub secrets: BTreeMap<String, SecretSource>,
+    /// What programs of the user (git) are started with.
+    pub environment: Variables,
+    /// Whether git may use the user's own SSH agent and keys: the user named a repository that needs them.
+    pub lend_agent: bool,
+}
+
+/// Environment variables. Their values are not shown: some are secrets.
+#[derive(Clone, Default)]
+pub struct Variables(Vec<(OsString, OsString)>);
+
+impl Variables {
+    /// These variables.
+    pub fn new(variables: impl IntoIterator<Item = (OsString, OsString)>) -> Self {
+        Self(variables.into_iter().collect())
+    }
+
+    pub(crate) fn variables(&self) -> impl Iterator<Item = (OsString, OsString)> {
+        self.0.iter().cloned()
+    }
+}
+
+impl std::fmt::Debug for Variables {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.0.iter().map(|(name, _)| name)).finish()
+    }
 }
 
 /// Where a secret's value is.

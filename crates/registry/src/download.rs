@@ -15,11 +15,11 @@ use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::header::{ACCEPT_ENCODING, AUTHORIZATION, HeaderMap, HeaderValue, IF_NONE_MATCH};
 use reqwest::{Method, Url};
 
+use crate::Error;
 use crate::realm::{Nearness, nearness};
 use crate::response::Response;
 use crate::retry::Patience;
 use crate::transport::{Request, Transport, host_label, lock};
-use crate::Error;
 
 /// Asks for files. Clones share connections.
 #[derive(Clone)]
@@ -117,8 +117,9 @@ impl Downloads {
             headers.insert(IF_NONE_MATCH, known.map_err(|_| invalid("an entity tag has odd characters".to_owned()))?);
         }
         if let Some(authorization) = &request.authorization {
-            let mut value = HeaderValue::from_str(authorization.trim_end_matches(['\r', '\n']))
-                .map_err(|_| invalid("the secret for the `Authorization` header has characters that it cannot have".to_owned()))?;
+            let mut value = HeaderValue::from_str(authorization.trim_end_matches(['\r', '\n'])).map_err(|_| {
+                invalid("the secret for the `Authorization` header has characters that it cannot have".to_owned())
+            })?;
             value.set_sensitive(true);
             headers.insert(AUTHORIZATION, value);
         }
@@ -229,7 +230,9 @@ impl Resolve for Guard {
                 }
             }
             match refusal {
-                Some(refused) if allowed.is_empty() => Err(Box::new(refused) as Box<dyn std::error::Error + Send + Sync>),
+                Some(refused) if allowed.is_empty() => {
+                    Err(Box::new(refused) as Box<dyn std::error::Error + Send + Sync>)
+                }
                 _ => Ok(Box::new(allowed.into_iter()) as Addrs),
             }
         })

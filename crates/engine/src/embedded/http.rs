@@ -25,7 +25,7 @@ use super::face::Caller;
 use super::frame::Wanted;
 use super::ops::{Parts, StepError, internal};
 use super::remote::{on_disk, registry_error};
-use crate::{ExitKind, Report};
+use crate::{ExitKind, Report, UPLOAD};
 
 /// Largest file that is fetched; as much as a layer may hold.
 const MAX_FILE_BYTES: u64 = 100 << 30;
@@ -35,9 +35,6 @@ const VERSIONS: usize = 8;
 
 /// Pieces of a file that may wait to be written.
 const WAITING_PIECES: usize = 4;
-
-/// Before the name of what came from standard input; BuildKit's host for it.
-pub(super) const UPLOAD: &str = "http://buildkit-session/";
 
 /// The files of one build.
 pub(super) struct Http {
@@ -121,7 +118,11 @@ impl Http {
             let failed = |error| StepError::store("cannot look for an earlier version of a file", &error);
             let versions = store.records_of_step(&step, VERSIONS).map_err(failed)?;
             // Asked for again by key, which tells whether its layer is still there.
-            versions.iter().filter_map(|record| store.record(&record.key).transpose()).collect::<Result<Vec<_>, _>>().map_err(failed)
+            versions
+                .iter()
+                .filter_map(|record| store.record(&record.key).transpose())
+                .collect::<Result<Vec<_>, _>>()
+                .map_err(failed)
         })
         .await?;
         let versions: Vec<Version> = known.iter().filter_map(Version::of_record).collect();
@@ -301,7 +302,8 @@ impl Http {
         let file = NewFile::of(source, &name, None)?;
         let (store, lease) = (self.parts.store.clone(), Arc::clone(&self.lease));
         on_disk(move || {
-            let unreadable = |error: std::io::Error| super::bundle::io_error("cannot read the context that was sent", &error);
+            let unreadable =
+                |error: std::io::Error| super::bundle::io_error("cannot read the context that was sent", &error);
             let mut from = std::fs::File::open(&path).map_err(unreadable)?;
             let mut writing = file.begin(&store)?;
             let mut buffer = vec![0; 256 << 10];
@@ -330,7 +332,8 @@ struct Version {
 
 impl Version {
     fn of_record(record: &Record) -> Option<Self> {
-        let parts: BTreeMap<String, String> = serde_json::from_value::<Vec<(String, String)>>(record.parts.clone()).ok()?.into_iter().collect();
+        let parts: BTreeMap<String, String> =
+            serde_json::from_value::<Vec<(String, String)>>(record.parts.clone()).ok()?.into_iter().collect();
         Some(Self {
             key: record.key.clone(),
             tag: parts.get("etag")?.clone(),
@@ -387,11 +390,13 @@ impl NewFile {
     fn of(source: &SourceOp, name: &str, modified: Option<i64>) -> Result<Self, StepError> {
         let number = |attribute: &str, default: u32| match source.attrs.get(attribute) {
             None => Ok(default),
-            Some(text) => match text.strip_prefix("0o").or_else(|| text.strip_prefix('0').filter(|rest| !rest.is_empty())) {
-                Some(octal) => u32::from_str_radix(octal, 8),
-                None => text.parse(),
+            Some(text) => {
+                match text.strip_prefix("0o").or_else(|| text.strip_prefix('0').filter(|rest| !rest.is_empty())) {
+                    Some(octal) => u32::from_str_radix(octal, 8),
+                    None => text.parse(),
+                }
+                .map_err(|_| internal(format!("`{attribute}` of a source is no number")))
             }
-            .map_err(|_| internal(format!("`{attribute}` of a source is no number"))),
         };
         Ok(Self {
             name: name.to_owned(),
@@ -422,7 +427,9 @@ struct Writing {
 impl Writing {
     fn write(&mut self, bytes: &[u8]) -> Result<(), StepError> {
         self.hasher.update(bytes);
-        self.file.write_all(bytes).map_err(|error| super::bundle::io_error("cannot write a file that is fetched", &error))
+        self.file
+            .write_all(bytes)
+            .map_err(|error| super::bundle::io_error("cannot write a file that is fetched", &error))
     }
 
     fn finish(self) -> Result<(ActiveLayer, Digest), StepError> {
@@ -498,7 +505,8 @@ fn seconds_of(date: &str) -> Option<i64> {
     Some(jiff::fmt::rfc2822::parse(date).ok()?.timestamp().as_second())
 }
 
-fn refused(error: crate::BuildError) -> StepError {
+/// What the face did not answer, or refused.
+pub(super) fn refused(error: crate::BuildError) -> StepError {
     let report = error.reports.into_iter().next();
     StepError::new(error.kind, report.unwrap_or_else(|| Report::new("internal", "the face gave no reason")))
 }
@@ -537,7 +545,8 @@ mod tests {
     use super::*;
 
     fn source(url: &str, name: &str) -> SourceOp {
-        let attrs = if name.is_empty() { BTreeMap::new() } else { [("http.filename".to_owned(), name.to_owned())].into() };
+        let attrs =
+            if name.is_empty() { BTreeMap::new() } else { [("http.filename".to_owned(), name.to_owned())].into() };
         SourceOp { identifier: url.to_owned(), attrs }
     }
 

@@ -19,6 +19,7 @@ use rustix::fs::{Mode, OFlags};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::face::Caller;
+use super::git::{self, Git};
 use super::http::{self, Http};
 use super::remote::Remote;
 use super::sources::{Images, LocalContext, PinnedImage};
@@ -110,6 +111,7 @@ pub(super) struct BuildOps {
     /// Whoever started the build.
     pub(super) caller: Caller,
     pub(super) http: Arc<Http>,
+    pub(super) git: Arc<Git>,
     /// Directories of the local sources, by name.
     pub(super) contexts: BTreeMap<String, PathBuf>,
     pub(super) limits: sandbox::Limits,
@@ -139,6 +141,10 @@ impl Ops for BuildOps {
             if http::is_http(&source.identifier) {
                 let file = self.http.resolve(source).await.map_err(Failure::new)?;
                 return Ok(CacheMap { parts: file.key(), inputs: vec![], unique: false });
+            }
+            if git::is_git(&source.identifier) {
+                let parts = self.git.key(&self.caller, source).await.map_err(Failure::new)?;
+                return Ok(CacheMap { parts, inputs: vec![], unique: false });
             }
             let image = self.images.pinned(&source.identifier, vertex.platform()).map_err(Failure::new)?;
             let parts = vec![KeyPart::new("image", image.found.manifest_descriptor.digest.to_string())];
@@ -186,6 +192,9 @@ impl Ops for BuildOps {
                     Some(name) => self.local(name, source).map(|context| vec![Output::Context(Arc::new(context))]),
                     None if http::is_http(&source.identifier) => {
                         self.http.tree(source).await.map(|tree| vec![Output::Snapshot(tree)])
+                    }
+                    None if git::is_git(&source.identifier) => {
+                        self.git.tree(&self.caller, source).await.map(|tree| vec![Output::Snapshot(tree)])
                     }
                     None => self.image(&vertex, &source.identifier, &events).await.map(|output| vec![output]),
                 },
