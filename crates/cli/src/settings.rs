@@ -238,6 +238,11 @@ fn auth_files(env: Environment<'_>) -> AuthFiles {
     AuthFiles { files: files.into_iter().flatten().collect(), path: path.unwrap_or_default() }
 }
 
+/// The socket of the user's SSH agent.
+pub(crate) fn ssh_agent(env: Environment<'_>) -> Option<PathBuf> {
+    set(env, "SSH_AUTH_SOCK").map(PathBuf::from)
+}
+
 /// The sockets of local daemons: the ones that were named, else those of Docker, then of Podman.
 ///
 /// # Errors

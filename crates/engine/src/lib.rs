@@ -12,12 +12,16 @@ mod backend;
 pub mod context;
 mod docker_archive;
 pub mod embedded;
+mod entitlement;
 mod error;
 mod image;
 mod layout;
+mod mask;
 mod place;
+mod redact;
 mod request;
 mod session;
+pub mod ssh;
 
 pub use archive::{ARCHIVE_HEAD, is_archive};
 pub use backend::{Backend, ImageSummary, Unsupported};
@@ -26,11 +30,13 @@ pub use build_engine_registry::shown;
 pub use build_engine_registry::{
     AuthFiles, HostSettings as RegistryHost, Limits as NetworkLimits, Proxies, Settings as RegistrySettings,
 };
+pub use entitlement::{Entitlement, UnknownEntitlement};
 pub use error::{BuildError, ExitKind, Place, Report};
 pub use place::{ImageDetails, ImagePlace, PlatformDetails, TransferRequest, Transferred, Variants};
+pub use redact::redact_url;
 pub use request::{
     Annotation, AnnotationTarget, Attestation, BuildRequest, Compression, ContextSource, DockerfileSource,
     ImageOptions, InvalidOutput, Limit, NetworkMode, NoCache, Outcome, Output, OutputDest, ResourceLimits, RunRequest,
-    StoreOptions, UPLOAD, UserNamespace,
+    StoreOptions, UPLOAD, UserNamespace, split_csv,
 };
-pub use session::{SecretSource, Session, Variables};
+pub use session::{MAX_SECRET_BYTES, SecretSource, Session, Variables};

@@ -12,7 +12,7 @@ use build_engine_oci::{Descriptor, Digest, Platform, Reference};
 use build_engine_registry::Settings as RegistrySettings;
 use serde::{Deserialize, Serialize};
 
-use crate::Session;
+use crate::{Entitlement, Session};
 
 /// One build, as `docker buildx build` would take it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -76,6 +76,8 @@ pub struct BuildRequest {
     pub resources: ResourceLimits,
     /// `--allow-private-urls`: redirects of what is fetched may lead to private addresses.
     pub allow_private_urls: bool,
+    /// `--allow`: what the Dockerfile may ask for beyond what every build may.
+    pub allow: Vec<Entitlement>,
     /// What the build may ask of the face, which keeps it.
     #[serde(skip)]
     pub session: Session,
@@ -606,7 +608,7 @@ fn take_options(attrs: &mut Attrs) -> Result<ImageOptions, InvalidOutput> {
 }
 
 /// Splits one CSV record (RFC 4180 quotes), as buildx reads its flags.
-pub(crate) fn split_csv(text: &str) -> Result<Vec<String>, String> {
+pub fn split_csv(text: &str) -> Result<Vec<String>, String> {
     let mut fields = vec![String::new()];
     let mut quoted = false;
     let mut chars = text.chars().peekable();
@@ -706,6 +708,7 @@ pub(crate) fn empty(build_id: &str) -> BuildRequest {
         attestations: Vec::new(),
         resources: ResourceLimits::default(),
         allow_private_urls: false,
+        allow: Vec::new(),
         session: Session::default(),
     }
 }

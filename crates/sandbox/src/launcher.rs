@@ -265,11 +265,16 @@ fn check(spec: &StepSpec, fds: &StepFds) -> Result<(), SandboxError> {
     if spec.args.is_empty() {
         return refuse("no command".into());
     }
-    if let Some(text) = spec.args.iter().chain(&spec.env).chain([&spec.cwd]).find(|text| text.contains('\0')) {
+    if let Some(text) = spec.args.iter().chain([&spec.cwd]).find(|text| text.contains('\0')) {
         return refuse(format!("a NUL character in {text:?}"));
     }
+    // Values of the environment may be secrets, so only names are shown.
+    let name = |text: &str| text.split(['=', '\0']).next().unwrap_or_default().to_owned();
+    if let Some(text) = spec.env.iter().find(|text| text.contains('\0')) {
+        return refuse(format!("a NUL character in the environment entry of {:?}", name(text)));
+    }
     if let Some(text) = spec.env.iter().find(|text| text.find('=').is_none_or(|at| at == 0)) {
-        return refuse(format!("environment entry without a name or value: {text:?}"));
+        return refuse(format!("environment entry without a name or value, of {:?}", name(text)));
     }
     match &spec.root {
         Root::Dir if fds.active.is_none() || !fds.lower.is_empty() => {

@@ -2,6 +2,7 @@
 
 mod flags;
 mod request;
+mod secrets;
 
 use std::path::Path;
 

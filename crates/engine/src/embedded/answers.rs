@@ -11,10 +11,7 @@ use serde_json::Value;
 
 use super::frame::Wanted;
 use super::git_commands;
-use crate::{BuildError, ExitKind, Report, SecretSource, Session};
-
-/// Largest secret: BuildKit's limit, 500 KiB.
-const MAX_SECRET_BYTES: u64 = 500 << 10;
+use crate::{BuildError, ExitKind, MAX_SECRET_BYTES, Report, SecretSource, Session};
 
 /// Answers one question. Blocks while files are read and helpers run.
 ///
@@ -35,6 +32,16 @@ pub(super) fn answer(
             to_value(git_commands::resolve(&remote, &reference, session, ended)?)
         }
         Wanted::GitCheckout { checkout } => to_value(git_commands::check_out(&checkout, session, ended)?),
+        Wanted::Agent { id } => to_value(session.agents.contains_key(&id)),
+        Wanted::Ssh { id, message } => {
+            let failed = |error: io::Error| {
+                let report = Report::new("ssh", format!("the ssh agent `{id}` does not answer")).caused_by(&error);
+                BuildError::new(ExitKind::Source, report)
+            };
+            let agent = session.agents.get(&id);
+            let agent = agent.ok_or_else(|| failed(io::Error::other("there is no agent of this id")))?;
+            to_value(agent.answer(&message).map_err(failed)?)
+        }
     }
 }
 
@@ -42,7 +49,7 @@ pub(super) fn answer(
 pub(super) fn secret(id: &str, session: &Session) -> Result<Option<Vec<u8>>, BuildError> {
     Ok(match session.secrets.get(id) {
         None => None,
-        Some(SecretSource::Value(value)) => Some(value.clone()),
+        Some(SecretSource::Value(value)) => Some(value.to_vec()),
         Some(SecretSource::File(path)) => Some(read_secret(path).map_err(|error| {
             let report = Report::new("secret", format!("cannot read the secret `{id}`")).caused_by(&error);
             BuildError::new(ExitKind::Input, report)

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use build_engine_dockerfile::{Diagnostic, Level};
 use build_engine_frontend::{self as frontend, Answer, Answers, Lowered, Lowering, MainContext, Question};
-use build_engine_graph::{Event, EventSink, MountKind, Op, Security, SourceFile, Vertex, Warning, walk};
+use build_engine_graph::{Event, EventSink, MountKind, Op, SourceFile, Vertex, Warning, walk};
 use build_engine_oci::{Digest, Platform, Reference};
 use build_engine_registry::Credentials;
 use build_engine_sandbox as sandbox;
@@ -16,6 +16,7 @@ use futures::future::{BoxFuture, try_join_all};
 use tokio::sync::Semaphore;
 
 use super::context::{self, Early};
+use super::entitled;
 use super::events::Work;
 use super::export::{Built, Export};
 use super::face::Caller;
@@ -24,10 +25,11 @@ use super::http::Http;
 use super::ops::{self, BuildOps, MAX_RUNNING, Part, Parts, StepError};
 use super::records::{StoreClaims, StoreRecords};
 use super::remote::{Remote, UNKNOWN_IMAGE};
+use super::secrets::Secrets;
 use super::sources::{Images, Policy};
 use super::syntax;
 use crate::{
-    BuildError, BuildRequest, ContextSource, ExitKind, ImageSummary, NetworkMode, NoCache, Outcome, Output, Place,
+    BuildError, BuildRequest, ContextSource, Entitlement, ExitKind, ImageSummary, NoCache, Outcome, Output, Place,
     Report, StoreOptions, Unsupported,
 };
 
@@ -168,6 +170,8 @@ impl Engine {
             Arc::new(BuildOps {
                 parts: Arc::clone(&self.parts),
                 images: Arc::clone(&images),
+                secrets: Arc::new(Secrets::new(caller.clone())),
+                secrets_in_layers: request.allow.contains(&Entitlement::SecretInLayer),
                 caller: caller.clone(),
                 http: Arc::clone(&http),
                 git: Arc::clone(&git),
@@ -195,7 +199,10 @@ impl Engine {
             sink.emit(Event::Warning(diagnostic_warning(warning, &request)));
         }
         refuse_unsupported_vertices(&lowered)?;
-        refuse_host_network(&lowered, &request)?;
+        entitled::check(&lowered, &request)?;
+        for note in entitled::notes(&lowered) {
+            sink.emit(Event::Warning(note_warning(&note)));
+        }
         let ops = make_ops(&request, Some(&lowered));
         let options = JobOptions { no_cache: request.no_cache == NoCache::All };
         let job = self.solver.job(ops, Arc::clone(&sink), options);
@@ -583,25 +590,6 @@ fn refuse_unsupported_vertices(lowered: &Lowered) -> Result<(), BuildError> {
     if reports.is_empty() { Ok(()) } else { Err(BuildError { kind: ExitKind::Input, reports }) }
 }
 
-/// Refuses the host's network to a Dockerfile whose user did not grant it: a step would see what listens on loopback.
-fn refuse_host_network(lowered: &Lowered, request: &BuildRequest) -> Result<(), BuildError> {
-    let mut reports = Vec::new();
-    walk(lowered.results.iter().filter_map(|result| result.root.as_ref()), |vertex| {
-        if let Op::Exec(exec) = vertex.op()
-            && exec.network == build_engine_graph::Network::Host
-            && request.network != NetworkMode::Host
-        {
-            let report = Report::new("denied", "`RUN --network=host` was not granted by whoever started the build")
-                .at(vertex.metadata().spans.first().map(Place::from))
-                .hint("grant it with `build --network=host`");
-            if !reports.contains(&report) {
-                reports.push(report);
-            }
-        }
-    });
-    if reports.is_empty() { Ok(()) } else { Err(BuildError { kind: ExitKind::Denied, reports }) }
-}
-
 /// How names are resolved in a build.
 fn policy(request: &BuildRequest) -> Policy {
     Policy { pull: request.pull, lock: request.lock.clone(), locked: request.locked }
@@ -654,20 +642,10 @@ fn refusals(vertex: &Vertex) -> Vec<String> {
                     }
                     MountKind::Bind => {}
                     MountKind::Cache { .. } => found.push("`RUN --mount=type=cache` is not supported yet".into()),
-                    MountKind::Secret(_) => found.push("`RUN --mount=type=secret` is not supported yet".into()),
-                    MountKind::Ssh(_) => found.push("`RUN --mount=type=ssh` is not supported yet".into()),
+                    MountKind::Secret(_) | MountKind::Ssh(_) => {}
                 }
             }
-            if !exec.secret_env.is_empty() {
-                found.push("`RUN --mount=type=secret,env=…` is not supported yet".into());
-            }
-            if !exec.devices.is_empty() {
-                found.push("`RUN --device` is not supported yet".into());
-            }
-            match exec.security {
-                Security::Sandbox => {}
-                Security::Insecure => found.push("`RUN --security=insecure` is not supported yet".into()),
-            }
+            found.extend(exec.devices.iter().filter(|device| !device.optional).map(entitled::no_device));
             if let Some(platform) = vertex.platform()
                 && !can_run(platform)
             {

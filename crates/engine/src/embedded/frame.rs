@@ -156,6 +156,18 @@ pub(super) enum Wanted {
         /// The repository there.
         repository: String,
     },
+    /// Whether there is an SSH agent of this id; answered by yes or no.
+    Agent {
+        /// Its id.
+        id: String,
+    },
+    /// The answer of an SSH agent, to a message that [`crate::ssh`] allows; answered by bytes.
+    Ssh {
+        /// The agent.
+        id: String,
+        /// The message, without its length.
+        message: Vec<u8>,
+    },
     /// The value of a secret; answered by optional bytes, `None` where the session has no such secret.
     Secret {
         /// Its id.

@@ -19,6 +19,7 @@ use base64::engine::general_purpose::STANDARD;
 use build_engine_registry::shown;
 use serde::{Deserialize, Serialize};
 
+use crate::ssh::{AgentSource, DEFAULT_ID};
 use crate::{BuildError, ExitKind, Report, Session};
 
 /// Largest output that is read of one command.
@@ -155,8 +156,11 @@ pub(super) fn check_out(wanted: &Checkout, session: &Session, ended: &AtomicBool
     let here = |args: &[&str]| git.run(into, Some((dir, into)), args);
     let format = if resolved.object.len() == 64 { "--object-format=sha256" } else { "--object-format=sha1" };
     here(&["init", "--quiet", format])?;
-    // In the repository's own configuration only where it is kept; relative addresses of submodules start from it.
+    // Relative addresses of submodules start from it, and whoever is given the repository goes on from it.
     here(&["config", "remote.origin.url", &without_user(&remote.url)])?;
+    if repository.is_none() {
+        here(&["config", "remote.origin.fetch", "+refs/heads/*:refs/remotes/origin/*"])?;
+    }
     fetch(&here, resolved)?;
     let commit = here(&["rev-parse", "--verify", "--end-of-options", &format!("{}^{{commit}}", resolved.object)])?;
     let commit = commit.trim().to_owned();
@@ -221,13 +225,7 @@ struct Git<'a> {
 impl<'a> Git<'a> {
     fn new(remote: &Remote, session: &Session, ended: &'a AtomicBool) -> Result<Self, BuildError> {
         check_url(&remote.url)?;
-        if !session.lend_agent && !is_http(&remote.url) && !remote.url.to_ascii_lowercase().starts_with("git://") {
-            let message = format!("`{}` needs an SSH agent, which was not given to the build", shown(&remote.url));
-            return Err(BuildError::new(
-                ExitKind::Denied,
-                Report::new("ssh", message).hint("give it with `--ssh default`"),
-            ));
-        }
+        let agent = agent(remote, session)?;
         let mut config: Vec<(String, String)> =
             CONFIG.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         config.push(("remote.origin.url".to_owned(), without_user(&remote.url)));
@@ -236,6 +234,7 @@ impl<'a> Git<'a> {
         }
         let mut environment: Vec<(OsString, OsString)> =
             session.environment.variables().filter(|(name, _)| is_passed_on(name)).collect();
+        environment.extend(agent.map(|socket| ("SSH_AUTH_SOCK".into(), socket.into_os_string())));
         let mut set = |name: &str, value: &str| environment.push((name.into(), value.into()));
         set("HOME", "/dev/null");
         set("GIT_CONFIG_NOSYSTEM", "1");
@@ -333,6 +332,26 @@ fn run(mut command: Command, ended: &AtomicBool) -> std::io::Result<(Option<Exit
     };
     let gone = |_| std::io::Error::other("a reader ended");
     Ok((status, out.join().map_err(gone)?, said.join().map_err(gone)?))
+}
+
+/// The socket of the agent for a repository that needs one, where it is not the user's own.
+fn agent(remote: &Remote, session: &Session) -> Result<Option<PathBuf>, BuildError> {
+    if is_http(&remote.url) || remote.url.to_ascii_lowercase().starts_with("git://") {
+        return Ok(None);
+    }
+    let refuse = |reason: &str, hint: &str| {
+        let message = format!("`{}` {reason}", shown(&remote.url));
+        Err(BuildError::new(ExitKind::Denied, Report::new("ssh", message).hint(hint)))
+    };
+    match session.agents.get(DEFAULT_ID) {
+        Some(AgentSource::Socket(path)) => Ok(Some(path.clone())),
+        Some(AgentSource::Keys(_)) => refuse(
+            "needs an SSH agent, and `--ssh default` is a key file",
+            "add the key to an agent, and leave the file out",
+        ),
+        None if session.lend_agent => Ok(None),
+        None => refuse("needs an SSH agent, which was not given to the build", "give it with `--ssh default`"),
+    }
 }
 
 /// The value of `Authorization`: the user's secret for the host, or in general, or what stands in the address.

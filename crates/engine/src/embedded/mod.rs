@@ -4,10 +4,12 @@
 //! number of builds (`worker.rs`). This side only speaks frames, so that the embedded engine looks like every other
 //! backend: a remote solve with events.
 
+mod agent;
 mod answers;
 mod build;
 mod bundle;
 mod context;
+mod entitled;
 mod events;
 mod export;
 mod face;
@@ -17,12 +19,14 @@ mod git;
 mod git_commands;
 mod http;
 mod keys;
+mod leak;
 mod load;
 mod ops;
 mod push;
 mod records;
 mod remote;
 mod run;
+mod secrets;
 mod sources;
 mod syntax;
 mod transfer;
@@ -430,6 +434,9 @@ impl Backend for Embedded {
 
     async fn build(&self, request: BuildRequest, events: Arc<dyn EventSink>) -> Result<Outcome, BuildError> {
         let session = Arc::new(request.session.clone());
+        if !session.is_empty() {
+            crate::session::keep_memory_private();
+        }
         self.call_with(Some(events), session, |id| Call::Build { id, request: Box::new(request) }).await
     }
 }

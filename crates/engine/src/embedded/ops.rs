@@ -22,8 +22,10 @@ use super::face::Caller;
 use super::git::{self, Git};
 use super::http::{self, Http};
 use super::remote::Remote;
+use super::secrets::{Given, Secrets};
 use super::sources::{Images, LocalContext, PinnedImage};
-use super::{events as clock, files, keys};
+use super::{agent, events as clock, files, keys, leak};
+use crate::mask::{Mask, Patterns};
 use crate::{ExitKind, Report};
 
 /// How many steps may run at once, whatever they do. Sleeping steps cost nothing, so this only bounds memory.
@@ -112,6 +114,10 @@ pub(super) struct BuildOps {
     pub(super) caller: Caller,
     pub(super) http: Arc<Http>,
     pub(super) git: Arc<Git>,
+    /// What whoever started the build gives to its steps.
+    pub(super) secrets: Arc<Secrets>,
+    /// Whether a step may leave a secret in its layer.
+    pub(super) secrets_in_layers: bool,
     /// Directories of the local sources, by name.
     pub(super) contexts: BTreeMap<String, PathBuf>,
     pub(super) limits: sandbox::Limits,
@@ -130,7 +136,14 @@ impl Ops for BuildOps {
     fn cache_map(&self, vertex: &Arc<Vertex>) -> BoxFuture<'_, Result<CacheMap, Failure>> {
         let vertex = Arc::clone(vertex);
         Box::pin(async move {
-            let Op::Source(source) = vertex.op() else { return Ok(keys::cache_map(&vertex)) };
+            let Op::Source(source) = vertex.op() else {
+                let mut map = keys::cache_map(&vertex);
+                if self.secrets_in_layers && matches!(vertex.op(), Op::Exec(exec) if keys::has_secrets(exec)) {
+                    // What was permitted once must not come from the cache where it is not.
+                    map.parts.push(KeyPart::new("secrets in the layer", "allowed"));
+                }
+                return Ok(map);
+            };
             if source.identifier.starts_with("local://") {
                 return Ok(CacheMap {
                     parts: vec![KeyPart::new("context", &source.identifier)],
@@ -346,21 +359,32 @@ impl BuildOps {
         let root = exec.mounts.iter().find(|mount| mount.dest == "/").ok_or_else(|| internal("a run has no root"))?;
         let base = snapshot_of(&inputs, root.input)?;
         let (parts, below, step) = (Arc::clone(&self.parts), base.clone(), Arc::clone(vertex));
-        let (active, fds, work, mounts) = spawn(move || {
+        let given = self.secrets.for_step(exec).await?;
+        self.warn_of_short_secrets(vertex, &*events);
+        let ((active, fds, work, mounts), given, proxies) = spawn(move || {
             let (active, mut fds, work) = begin(&parts.store, &below)?;
             let Op::Exec(exec) = step.op() else { return Err(internal("a run is no run")) };
-            let mounts = mounts(&parts.store, exec, &inputs, &mut fds.binds)?;
-            Ok((active, fds, work, mounts))
+            let mut proxies = Vec::new();
+            let mounts = mounts(&parts.store, &active, exec, &inputs, &given, &mut fds.binds, &mut proxies)?;
+            Ok(((active, fds, work, mounts), given, proxies))
         })
         .await?;
-        let spec = self.step_spec(exec, work, mounts);
+        // Until the step has ended.
+        let serving = self.serve_agents(proxies)?;
+        let mut spec = self.step_spec(exec, work, mounts);
+        spec.env.extend(given.env.iter().cloned());
         let step = self.parts.launcher.spawn(&spec, &fds).map_err(|error| step_failure(&error))?;
         let mut tail = Tail::default();
-        let exit = watch(step, |stream, text| {
-            tail.push(&text);
-            events.emit(Event::Log { vertex: vertex.digest().clone(), stream, text, at: clock::now() });
-        })
+        let exit = watch(
+            step,
+            || self.secrets.patterns(),
+            |stream, text| {
+                tail.push(&text);
+                events.emit(Event::Log { vertex: vertex.digest().clone(), stream, text, at: clock::now() });
+            },
+        )
         .await?;
+        drop((spec, serving));
         self.note(vertex, &exit.notes, &*events);
         let code = exit.status.code();
         let valid: &[i32] = if exec.meta.valid_exit_codes.is_empty() { &[0] } else { &exec.meta.valid_exit_codes };
@@ -368,13 +392,24 @@ impl BuildOps {
             return Err(exit_error(exec, &exit, tail));
         }
         let (parts, info) = (Arc::clone(&self.parts), CommitInfo { description: vertex.name() });
-        let layer = spawn(move || {
-            parts
+        let allowed = self.secrets_in_layers;
+        let (layer, leaks) = spawn(move || {
+            let leaks = leak::find(&active, &given.secrets)?;
+            if !leaks.is_empty() && !allowed {
+                return Err(leak::refusal(&leaks));
+            }
+            let layer = parts
                 .store
                 .commit(active, &info)
-                .map_err(|error| StepError::store("cannot keep what the step wrote", &error))
+                .map_err(|error| StepError::store("cannot keep what the step wrote", &error))?;
+            Ok((layer, leaks))
         })
         .await?;
+        for (path, id) in &leaks {
+            let message =
+                format!("the secret `{id}` is in the image, in `{path}`, as `--allow secret.in-layer` permits");
+            self.note(vertex, &[message], &*events);
+        }
         // Outputs other than the root belong to mounts that were refused before the build began.
         Ok(vec![Output::Snapshot(base.with(layer))])
     }
@@ -427,7 +462,7 @@ impl BuildOps {
     }
 
     /// Passes on what a step did not get as asked for, once per worker.
-    fn note(&self, vertex: &Vertex, notes: &[String], events: &dyn EventSink) {
+    pub(super) fn note(&self, vertex: &Vertex, notes: &[String], events: &dyn EventSink) {
         for note in notes {
             let new = self.parts.noted.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(note.clone());
             if new {
@@ -507,9 +542,12 @@ pub(super) fn begin(store: &Store, base: &Snapshot) -> Result<(ActiveLayer, sand
 /// What a run sees besides its root. The layers of what is bound become descriptors in `binds`.
 fn mounts(
     store: &Store,
+    active: &ActiveLayer,
     exec: &ExecOp,
     inputs: &[Output],
+    given: &Given,
     binds: &mut Vec<OwnedFd>,
+    proxies: &mut Vec<agent::Proxy>,
 ) -> Result<Vec<sandbox::Mount>, StepError> {
     let mut mounts = Vec::new();
     for mount in exec.mounts.iter().filter(|mount| mount.dest != "/") {
@@ -530,9 +568,11 @@ fn mounts(
                     sandbox::MountSource::Layers { fds: (first..binds.len()).collect(), selector }
                 }
             }
-            MountKind::Cache { .. } | MountKind::Secret(_) | MountKind::Ssh(_) => {
-                return Err(internal("a mount of a kind that was not refused"));
+            MountKind::Secret(_) | MountKind::Ssh(_) => {
+                mounts.extend(given.mount(active, mount, binds, proxies)?);
+                continue;
             }
+            MountKind::Cache { .. } => return Err(internal("a mount of a kind that was not refused")),
         };
         mounts.push(sandbox::Mount { dest: mount.dest.clone(), readonly: mount.readonly, source });
     }
@@ -556,9 +596,10 @@ impl Drop for KillOnDrop {
     }
 }
 
-/// Reads what a step writes, as text, until it ends. Dropped before that, it kills the step.
+/// Reads what a step writes, as text and without what is `hidden`, until it ends. Dropped before that, it kills the step.
 pub(super) async fn watch(
     mut step: sandbox::Step,
+    hidden: impl Fn() -> Option<Arc<Patterns>>,
     mut output: impl FnMut(LogStream, String),
 ) -> Result<sandbox::Exit, StepError> {
     use tokio::io::AsyncReadExt;
@@ -575,6 +616,7 @@ pub(super) async fn watch(
     let (mut out, mut err) = (vec![0; 32 << 10], vec![0; 32 << 10]);
     let (mut out_open, mut err_open) = (true, true);
     let (mut out_text, mut err_text) = (Utf8::default(), Utf8::default());
+    let (mut out_mask, mut err_mask) = (Mask::default(), Mask::default());
     let mut exit = None;
     while out_open || err_open {
         let (stream, count) = tokio::select! {
@@ -587,10 +629,15 @@ pub(super) async fn watch(
             }
         };
         let count = count.map_err(broken)?;
-        let text = match stream {
-            LogStream::Stdout => out_text.push(&out[..count]),
-            LogStream::Stderr => err_text.push(&err[..count]),
+        let (bytes, mask, utf8) = match stream {
+            LogStream::Stdout => (&out[..count], &mut out_mask, &mut out_text),
+            LogStream::Stderr => (&err[..count], &mut err_mask, &mut err_text),
         };
+        // Another step of the build may have been given a secret meanwhile, and left it where this one finds it.
+        if let Some(patterns) = hidden() {
+            mask.look_for(&patterns);
+        }
+        let text = utf8.push(&mask.pass(bytes), count == 0);
         match stream {
             LogStream::Stdout => out_open = count > 0,
             LogStream::Stderr => err_open = count > 0,
@@ -613,10 +660,10 @@ struct Utf8 {
 }
 
 impl Utf8 {
-    /// Takes some bytes (none at the end) and returns the text that is complete.
-    fn push(&mut self, bytes: &[u8]) -> String {
+    /// Takes some bytes, at the end the last ones, and returns the text that is complete.
+    fn push(&mut self, bytes: &[u8], end: bool) -> String {
         self.kept.extend_from_slice(bytes);
-        let keep = if bytes.is_empty() { 0 } else { incomplete_suffix(&self.kept) };
+        let keep = if end { 0 } else { incomplete_suffix(&self.kept) };
         let rest = self.kept.split_off(self.kept.len() - keep);
         let text = String::from_utf8_lossy(&self.kept).into_owned();
         self.kept = rest;

@@ -14,8 +14,8 @@ use crate::settings::ProgressChoice;
 #[command(
     args_override_self = true,
     after_help = "These flags of buildx are refused by name in this version, unless their value asks for nothing:\n\
-                  --allow --attest --backend --builder --cache-from --cache-to --call --check --frontend-opt\n\
-                  --isolation --on-failure --provenance --sbom --secret --ssh"
+                  --attest --backend --builder --cache-from --cache-to --call --check --frontend-opt\n\
+                  --isolation --on-failure --provenance --sbom"
 )]
 pub(crate) struct Flags {
     /// Directory that COPY and ADD read from
@@ -91,6 +91,15 @@ pub(crate) struct Flags {
     #[arg(long, value_name = "STAGE", value_delimiter = ',', help_heading = "Cache")]
     pub(crate) no_cache_filter: Vec<String>,
 
+    /// Give a secret to RUN --mount=type=secret: id=ID[,src=FILE|,env=NAME]
+    #[arg(long, value_name = "SECRET", help_heading = "RUN")]
+    pub(crate) secret: Vec<String>,
+    /// Give an SSH agent or keys to RUN --mount=type=ssh: default, or ID[=SOCKET|KEY,…]
+    #[arg(long, value_name = "AGENT", help_heading = "RUN")]
+    pub(crate) ssh: Vec<String>,
+    /// Grant what the Dockerfile asks for: network.host, security.insecure, secret.in-layer, device[=NAME]
+    #[arg(long, value_name = "ENTITLEMENT", help_heading = "RUN")]
+    pub(crate) allow: Vec<String>,
     /// Network of RUN: default, none or host
     #[arg(long, value_name = "MODE", value_parser = super::network, help_heading = "RUN")]
     pub(crate) network: Option<NetworkMode>,
@@ -132,15 +141,6 @@ pub(crate) struct Flags {
 #[derive(Debug, Clone, Default, clap::Args)]
 #[command(next_help_heading = "Not supported yet: refused by name")]
 pub(crate) struct OtherFlags {
-    /// Give a secret to RUN
-    #[arg(long, hide = true, value_name = "SECRET")]
-    pub(crate) secret: Vec<String>,
-    /// Forward an SSH agent
-    #[arg(long, hide = true, value_name = "AGENT")]
-    pub(crate) ssh: Vec<String>,
-    /// Grant an entitlement
-    #[arg(long, hide = true, value_name = "ENTITLEMENT")]
-    pub(crate) allow: Vec<String>,
     /// Import a cache
     #[arg(long, hide = true, value_name = "CACHE")]
     pub(crate) cache_from: Vec<String>,

@@ -6,12 +6,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use build_engine_engine::{
-    ARCHIVE_HEAD, BuildRequest, ContextSource, DockerfileSource, ImageOptions, Limit, MainContext, NoCache, Output,
-    OutputDest, Report, ResourceLimits, UPLOAD, UserNamespace, is_archive, shown,
+    ARCHIVE_HEAD, BuildRequest, ContextSource, DockerfileSource, Entitlement, ImageOptions, Limit, MainContext,
+    NoCache, Output, OutputDest, Report, ResourceLimits, UPLOAD, UserNamespace, is_archive, shown,
 };
 use build_engine_oci::{Platform, Reference};
 
 use super::flags::{self, Flags, OtherFlags};
+use super::secrets;
 use crate::commands::{dockerfile, lock_file};
 use crate::errors::Failure;
 use crate::settings::{self, Environment, ProgressChoice, set};
@@ -33,7 +34,7 @@ pub(crate) struct Plan {
 
 /// Findings so far.
 #[derive(Default)]
-struct Findings(Vec<Report>);
+pub(super) struct Findings(Vec<Report>);
 
 impl Findings {
     fn add(&mut self, rule: &str, message: impl Into<String>) -> &mut Report {
@@ -42,7 +43,7 @@ impl Findings {
     }
 
     /// A flag whose value cannot be understood.
-    fn invalid(&mut self, flag: &str, value: &str, reason: impl std::fmt::Display) {
+    pub(super) fn invalid(&mut self, flag: &str, value: &str, reason: impl std::fmt::Display) {
         self.add("invalid-flag", format!("`{flag} {value}`: {reason}"));
     }
 
@@ -87,6 +88,9 @@ pub(crate) fn plan(flags: Flags, env: Environment<'_>) -> Result<Plan, Failure> 
     let ulimits = ulimits(&mut findings, &flags.ulimit);
     let resources = resources(&mut findings, &flags.resource);
     let no_cache = no_cache(&mut findings, &flags);
+    let granted: Vec<String> = flags.allow.iter().filter(|text| !text.is_empty()).cloned().collect();
+    let allow = allow(&mut findings, &granted);
+    let mut session = secrets::session(&mut findings, &flags.secret, &flags.ssh, env);
     if !findings.0.is_empty() {
         return Err(Failure::inputs(findings.0));
     }
@@ -107,6 +111,8 @@ pub(crate) fn plan(flags: Flags, env: Environment<'_>) -> Result<Plan, Failure> 
         return Err(Failure::input("locked", message).hint("`build-engine lock CONTEXT` makes it"));
     }
     let lock = lock.unwrap_or_default();
+    session.environment = settings::for_programs(env);
+    session.lend_agent = lend_agent;
 
     let request = BuildRequest {
         build_id: new_id(),
@@ -138,11 +144,8 @@ pub(crate) fn plan(flags: Flags, env: Environment<'_>) -> Result<Plan, Failure> 
         attestations: Vec::new(),
         resources,
         allow_private_urls: flags.allow_private_urls == Some(true),
-        session: build_engine_engine::Session {
-            environment: settings::for_programs(env),
-            lend_agent,
-            ..build_engine_engine::Session::default()
-        },
+        allow,
+        session,
     };
     Ok(Plan {
         request,
@@ -168,13 +171,6 @@ fn refuse(findings: &mut Findings, flags: &OtherFlags) {
     const ATTESTATIONS: &str = "leave it out, or turn it off by name: `--provenance=false`, `--sbom=false`";
     const RESOURCE: &str = "use `--resource`, for example `--resource memory=512m,cpu-shares=512`";
     for (refused, flag, hint) in [
-        (!flags.secret.is_empty(), "--secret", "RUN --mount=type=secret comes with a later version"),
-        (!flags.ssh.is_empty(), "--ssh", "RUN --mount=type=ssh comes with a later version"),
-        (
-            !flags.allow.is_empty(),
-            "--allow",
-            "leave it out: `--network=host` needs no entitlement here, and there is no insecure mode yet",
-        ),
         (!flags.cache_from.is_empty(), "--cache-from", "the store keeps the cache between builds of this machine"),
         (!flags.cache_to.is_empty(), "--cache-to", "the store keeps the cache between builds of this machine"),
         (flags.attest.iter().any(|value| !is_disabled(value)), "--attest", ATTESTATIONS),
@@ -451,6 +447,17 @@ fn each<T: std::str::FromStr<Err: std::fmt::Display>>(findings: &mut Findings, f
             }
         })
         .collect()
+}
+
+fn allow(findings: &mut Findings, texts: &[String]) -> Vec<Entitlement> {
+    let mut granted = Vec::new();
+    for text in texts {
+        match text.parse() {
+            Ok(entitlement) => granted.push(entitlement),
+            Err(error) => findings.invalid("--allow", text, error),
+        }
+    }
+    granted
 }
 
 fn platforms(findings: &mut Findings, texts: &[String]) -> Vec<Platform> {
@@ -817,9 +824,6 @@ mod tests {
     #[test]
     fn every_flag_that_is_not_supported_is_refused_by_its_name() {
         for (args, flag) in [
-            ("--secret id=x", "--secret"),
-            ("--ssh default", "--ssh"),
-            ("--allow network.host", "--allow"),
             ("--cache-from type=local,src=x", "--cache-from"),
             ("--cache-to type=inline", "--cache-to"),
             ("--attest type=sbom", "--attest"),
