@@ -7,7 +7,9 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use build_engine_engine::{AuthFiles, ExitKind, NetworkLimits, Proxies, RegistryHost, RegistrySettings, Report};
+use build_engine_engine::{
+    AuthFiles, ExitKind, NetworkLimits, Proxies, RegistryHost, RegistrySettings, Report, Variables,
+};
 use serde::Deserialize;
 
 use crate::errors::{Failure, Style};
@@ -177,6 +179,29 @@ fn parse_progress(value: &str, name: &str) -> Result<ProgressChoice, Failure> {
     value.parse().map_err(|reason| {
         Failure::input("invalid-setting", format!("{name}: `{value}` is not a progress display: {reason}"))
     })
+}
+
+/// What git is started with; everything else of the environment stays here.
+pub(crate) fn for_programs(env: Environment<'_>) -> Variables {
+    const NAMES: &[&str] = &[
+        "PATH",
+        "USER",
+        "LOGNAME",
+        "TMPDIR",
+        "SSH_AUTH_SOCK",
+        "SSL_CERT_FILE",
+        "SSL_CERT_DIR",
+        "GIT_SSL_CAINFO",
+        "HTTP_PROXY",
+        "HTTPS_PROXY",
+        "ALL_PROXY",
+        "NO_PROXY",
+        "http_proxy",
+        "https_proxy",
+        "all_proxy",
+        "no_proxy",
+    ];
+    Variables::new(NAMES.iter().filter_map(|name| Some((name.into(), env(name)?))))
 }
 
 fn default_root(env: Environment<'_>, is_root: bool) -> Result<PathBuf, Failure> {

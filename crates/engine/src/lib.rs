@@ -7,6 +7,7 @@
 //! Invariants: a request is checked against what the backend can do before anything starts; dropping a build's future
 //! cancels it.
 
+mod archive;
 mod backend;
 pub mod context;
 mod docker_archive;
@@ -22,7 +23,10 @@ mod request;
 mod session;
 pub mod ssh;
 
+pub use archive::{ARCHIVE_HEAD, is_archive};
 pub use backend::{Backend, ImageSummary, Unsupported};
+pub use build_engine_frontend::MainContext;
+pub use build_engine_registry::shown;
 pub use build_engine_registry::{
     AuthFiles, HostSettings as RegistryHost, Limits as NetworkLimits, Proxies, Settings as RegistrySettings,
 };
@@ -31,8 +35,8 @@ pub use error::{BuildError, ExitKind, Place, Report};
 pub use place::{ImageDetails, ImagePlace, PlatformDetails, TransferRequest, Transferred, Variants};
 pub use redact::redact_url;
 pub use request::{
-    Annotation, AnnotationTarget, Attestation, BuildRequest, Compression, ContextSource, ImageOptions, InvalidOutput,
-    Isolation, Limit, NetworkMode, NoCache, Outcome, Output, OutputDest, ResourceLimits, RunRequest, StoreOptions,
-    UserNamespace, split_csv,
+    Annotation, AnnotationTarget, Attestation, BuildRequest, Compression, ContextSource, DockerfileSource,
+    ImageOptions, InvalidOutput, Isolation, Limit, NetworkMode, NoCache, Outcome, Output, OutputDest, ResourceLimits,
+    RunRequest, StoreOptions, UPLOAD, UserNamespace, split_csv,
 };
-pub use session::{MAX_SECRET_BYTES, SecretSource, Session};
+pub use session::{MAX_SECRET_BYTES, SecretSource, Session, Variables};

@@ -25,8 +25,15 @@ pub struct BuildRequest {
     pub dockerfile_name: String,
     /// Where the Dockerfile was read from; the ignore file beside it (`<Dockerfile>.dockerignore`) comes first.
     pub dockerfile_path: Option<PathBuf>,
-    /// The build context; `None` for a Dockerfile alone.
+    /// The build context where it is a directory; without one and without `remote_context` it is empty.
     pub context: Option<PathBuf>,
+    /// The address of a build context that is fetched: a repository, an archive or a single Dockerfile. What begins with
+    /// [`UPLOAD`] stands in `uploads`.
+    pub remote_context: Option<String>,
+    /// Where `dockerfile` comes from.
+    pub dockerfile_source: DockerfileSource,
+    /// Files of this machine that are taken for what stands at [`UPLOAD`] and their name: what came from standard input.
+    pub uploads: BTreeMap<String, PathBuf>,
     /// `--build-context`: further contexts by name.
     pub named_contexts: BTreeMap<String, ContextSource>,
     /// `--tag`.
@@ -69,6 +76,8 @@ pub struct BuildRequest {
     pub resources: ResourceLimits,
     /// `--isolation`.
     pub isolation: Isolation,
+    /// `--allow-private-urls`: redirects of what is fetched may lead to private addresses.
+    pub allow_private_urls: bool,
     /// `--allow`: what the Dockerfile may ask for beyond what every build may.
     pub allow: Vec<Entitlement>,
     /// What the build may ask of the face, which keeps it.
@@ -87,6 +96,22 @@ pub enum Isolation {
     Strict,
     /// The same, by a worker without privilege on the host.
     Rootless,
+}
+
+/// Where the addresses of what a user sends along with a build begin; BuildKit's name for it.
+pub const UPLOAD: &str = "http://buildkit-session/";
+
+/// Where the text of a Dockerfile is to be found.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DockerfileSource {
+    /// In the request.
+    #[default]
+    Given,
+    /// In the context that is fetched, by its path there.
+    Context(String),
+    /// At a URL.
+    Url(String),
 }
 
 /// The serialisable form of [`Network`].
@@ -674,6 +699,9 @@ pub(crate) fn empty(build_id: &str) -> BuildRequest {
         dockerfile_name: "Dockerfile".into(),
         dockerfile_path: None,
         context: None,
+        remote_context: None,
+        dockerfile_source: DockerfileSource::Given,
+        uploads: BTreeMap::new(),
         named_contexts: BTreeMap::new(),
         tags: Vec::new(),
         platforms: Vec::new(),
@@ -694,6 +722,7 @@ pub(crate) fn empty(build_id: &str) -> BuildRequest {
         outputs: Vec::new(),
         attestations: Vec::new(),
         resources: ResourceLimits::default(),
+        allow_private_urls: false,
         allow: Vec::new(),
         session: Session::default(),
         isolation: Isolation::Default,

@@ -4,6 +4,7 @@
 //! at a time, by its id, when a step needs it.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use rustix::process::{DumpableBehavior, Resource, Rlimit};
@@ -21,12 +22,37 @@ pub struct Session {
     pub secrets: BTreeMap<String, SecretSource>,
     /// SSH agents by id (`--ssh`).
     pub agents: BTreeMap<String, AgentSource>,
+    /// What programs of the user (git) are started with.
+    pub environment: Variables,
+    /// Whether git may use the user's own SSH agent and keys: the user named a repository that needs them.
+    pub lend_agent: bool,
 }
 
 impl Session {
     /// Whether it holds nothing that is secret.
     pub fn is_empty(&self) -> bool {
         self.secrets.is_empty() && self.agents.is_empty()
+    }
+}
+
+/// Environment variables. Their values are not shown: some are secrets.
+#[derive(Clone, Default)]
+pub struct Variables(Vec<(OsString, OsString)>);
+
+impl Variables {
+    /// These variables.
+    pub fn new(variables: impl IntoIterator<Item = (OsString, OsString)>) -> Self {
+        Self(variables.into_iter().collect())
+    }
+
+    pub(crate) fn variables(&self) -> impl Iterator<Item = (OsString, OsString)> {
+        self.0.iter().cloned()
+    }
+}
+
+impl std::fmt::Debug for Variables {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.0.iter().map(|(name, _)| name)).finish()
     }
 }
 

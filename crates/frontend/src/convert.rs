@@ -235,6 +235,10 @@ impl<'a> Converter<'a> {
         }]
     }
 
+    pub(crate) fn parsed(&self) -> &'a Dockerfile {
+        self.parsed
+    }
+
     // Global arguments
 
     fn read_globals(&mut self) {
@@ -278,9 +282,10 @@ impl<'a> Converter<'a> {
             self.globals.remove(args::EPOCH);
             return;
         }
-        let Ok(seconds) = value.parse::<i64>() else {
-            let message = format!("SOURCE_DATE_EPOCH is `{value}`: only a number of seconds is supported");
-            return self.error(Diagnostic::error("invalid-build-arg", message, Span::default()));
+        let Some(seconds) = value.parse::<i64>().ok().or_else(|| self.epoch_of(&value)) else {
+            self.build_args.remove(args::EPOCH);
+            self.globals.remove(args::EPOCH);
+            return;
         };
         self.epoch = Some(seconds);
         // As a number it may have been written in another way, such as `+1`.

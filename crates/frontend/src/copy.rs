@@ -395,7 +395,7 @@ fn is_http(source: &str) -> bool {
 }
 
 /// The name under which a download is kept.
-fn url_file_name(url: &str) -> String {
+pub(crate) fn url_file_name(url: &str) -> String {
     let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
     let rest = &rest[..rest.find(['?', '#']).unwrap_or(rest.len())];
     let path = rest.split_once('/').map_or("", |(_, path)| path);

@@ -18,12 +18,14 @@ mod convert;
 mod copy;
 mod draft;
 mod env;
+mod epoch;
 mod git;
 mod gotext;
 mod instructions;
 mod name;
 mod paths;
 mod ports;
+mod remote;
 mod request;
 mod run;
 mod stage;
@@ -31,6 +33,7 @@ mod stage;
 #[cfg(test)]
 mod tests;
 
+pub use remote::{MainContext, context_edge};
 pub use request::{
     Answer, Answers, BaseImage, ImageSource, Lowered, Lowering, NoCache, PlatformResult, Question, Request, lower,
 };

@@ -9,6 +9,7 @@ use build_engine_oci::{Digest, ImageConfig, Platform};
 
 use crate::args;
 use crate::convert::{Converted, Converter, Settings};
+use crate::remote::MainContext;
 
 /// A Dockerfile and what it is to be built with.
 #[derive(Debug, Clone)]
@@ -46,6 +47,8 @@ pub struct Request<'a> {
     pub hostname: String,
     /// `SOURCE_DATE_EPOCH` of the caller's environment, in seconds; a build argument of that name wins.
     pub source_date_epoch: Option<i64>,
+    /// What the build context is.
+    pub context: MainContext,
     /// Name of the main context's local source, `context` by custom.
     pub main_context: String,
     /// Whether the result is an index even for one platform; vertex names then say their platform.
@@ -72,6 +75,7 @@ impl<'a> Request<'a> {
             cgroup_parent: String::new(),
             hostname: String::new(),
             source_date_epoch: None,
+            context: MainContext::Local,
             main_context: "context".into(),
             multi_platform: false,
         }
@@ -118,6 +122,13 @@ pub enum Question {
         /// Path within it.
         path: String,
     },
+    /// When a source was made: the commit of a repository, the last change of a file, the newest file in an archive.
+    Time {
+        /// The identifier of its operation.
+        identifier: String,
+        /// The attributes of its operation.
+        attrs: BTreeMap<String, String>,
+    },
 }
 
 /// An image by name.
@@ -142,6 +153,8 @@ pub enum Answer {
     },
     /// A file was looked for; `None` if there is none.
     File(Option<Vec<u8>>),
+    /// When a source was made, in seconds since 1970; `None` where it does not say.
+    Time(Option<i64>),
     /// It could not be found out, and why.
     Failed(String),
 }

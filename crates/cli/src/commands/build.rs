@@ -21,7 +21,8 @@ use crate::ui::{Options, Progress, text, to_stderr};
 
 /// Builds; returns the exit code.
 pub(crate) fn run(flags: Flags, settings: &Settings, env: Environment<'_>) -> Result<u8, Failure> {
-    let Plan { request, user_namespace, timeout, quiet, verbose, progress, iidfile, metadata_file } = plan(flags, env)?;
+    let Plan { request, spool, user_namespace, timeout, quiet, verbose, progress, iidfile, metadata_file } =
+        plan(flags, env)?;
     let mode = if quiet { ProgressMode::Quiet } else { settings.progress_mode(progress)? };
     for path in [&iidfile, &metadata_file].into_iter().flatten() {
         forget(path)?;
@@ -44,6 +45,7 @@ pub(crate) fn run(flags: Flags, settings: &Settings, env: Environment<'_>) -> Re
         }
     });
     let summary = display.map(|display| display.finish(result.is_ok())).unwrap_or_default();
+    drop(spool);
     let outcome = result.map_err(|failure| with_log(failure, summary.failed_log))?;
 
     if let Some(path) = &iidfile

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use build_engine_dockerfile::{Diagnostic, Level};
-use build_engine_frontend::{self as frontend, Answer, Answers, Lowered, Lowering, Question};
-use build_engine_graph::{Event, EventSink, Op, Vertex, Warning, walk};
+use build_engine_frontend::{self as frontend, Answer, Answers, Lowered, Lowering, MainContext, Question};
+use build_engine_graph::{Event, EventSink, Op, SourceFile, Vertex, Warning, walk};
 use build_engine_oci::{Digest, Platform, Reference};
 use build_engine_registry::Credentials;
 use build_engine_sandbox as sandbox;
@@ -15,10 +15,13 @@ use build_engine_store::{Ids, Store};
 use futures::future::{BoxFuture, try_join_all};
 use tokio::sync::Semaphore;
 
+use super::context::{self, Early};
 use super::entitled;
 use super::events::Work;
 use super::export::{Built, Export};
 use super::face::Caller;
+use super::git::Git;
+use super::http::Http;
 use super::materialize;
 use super::ops::{self, BuildOps, MAX_RUNNING, Part, Parts, StepError};
 use super::records::{StoreClaims, StoreRecords};
@@ -54,14 +57,6 @@ pub(super) fn unsupported(request: &BuildRequest) -> Vec<Unsupported> {
     }
     if is_on(request, "BUILDKIT_INLINE_CACHE") {
         refuse("--build-arg", "`BUILDKIT_INLINE_CACHE`: the cache cannot be written into images yet");
-    }
-    for (name, source) in &request.named_contexts {
-        if let ContextSource::Other { url } = source {
-            refuse(
-                "--build-context",
-                &format!("`{name}={url}`: only directories, docker-image:// and oci-layout:// are supported yet"),
-            );
-        }
     }
     if request.platforms.len() > 1 {
         for output in &request.outputs {
@@ -138,7 +133,7 @@ impl Engine {
     /// Builds.
     pub(super) async fn build(
         &self,
-        request: BuildRequest,
+        mut request: BuildRequest,
         caller: Caller,
         sink: Arc<dyn EventSink>,
     ) -> Result<Outcome, BuildError> {
@@ -146,18 +141,49 @@ impl Engine {
             let message = format!("{}: {}", refused.flag, refused.reason);
             return Err(BuildError::new(ExitKind::Input, Report::new("unsupported", message)));
         }
+        self.isolate(request.isolation)?;
+        let images = Arc::new(Images::new(Arc::clone(&self.parts.remote), policy(&request)));
+        let lease =
+            self.parts.store.lease().map_err(|error| step_error(StepError::store("cannot take a lease", &error)))?;
+        let lease = Arc::new(lease);
+        let http = Arc::new(Http::new(
+            Arc::clone(&self.parts),
+            caller.clone(),
+            Arc::clone(&lease),
+            request.allow_private_urls,
+            request.uploads.clone(),
+        ));
+        let git = Arc::new(Git::new(Arc::clone(&self.parts), Arc::clone(&lease)));
+        let make_ops = |request: &BuildRequest, lowered: Option<&Lowered>| {
+            Arc::new(BuildOps {
+                parts: Arc::clone(&self.parts),
+                images: Arc::clone(&images),
+                secrets: Arc::new(Secrets::new(caller.clone())),
+                secrets_in_layers: request.allow.contains(&Entitlement::SecretInLayer),
+                caller: caller.clone(),
+                http: Arc::clone(&http),
+                git: Arc::clone(&git),
+                contexts: self.contexts(request),
+                limits: limits(request),
+                strict: request.isolation == Isolation::Strict,
+                shm_size_bytes: request.shm_size_bytes,
+                lease: Arc::clone(&lease),
+                read_sources: lowered.map(read_sources).unwrap_or_default(),
+                network_wanted: lowered.is_some_and(runs_in_default_network).into(),
+            })
+        };
+        let early = Early { solver: &self.solver, ops: make_ops(&request, None), sink: &sink };
+        let main = early.open(&mut request).await?;
         if let Some(frontend) = syntax::requested(&request)? {
             Work::start(&sink, &format!("[internal] {frontend} is built in")).done(Ok::<(), &String>(()));
         }
         if let Some(note) = check_note(&request) {
             sink.emit(Event::Warning(note));
         }
-        self.isolate(request.isolation)?;
         for note in &self.notes {
             sink.emit(Event::Warning(note_warning(note)));
         }
-        let images = Arc::new(Images::new(Arc::clone(&self.parts.remote), policy(&request)));
-        let lowered = self.lower(&request, &images, &sink).await?;
+        let lowered = self.lower(&request, main, Some(&early), &images, &sink).await?;
         for warning in &lowered.warnings {
             sink.emit(Event::Warning(diagnostic_warning(warning, &request)));
         }
@@ -167,22 +193,7 @@ impl Engine {
         for note in entitled::notes(&lowered) {
             sink.emit(Event::Warning(note_warning(&note)));
         }
-        let lease =
-            self.parts.store.lease().map_err(|error| step_error(StepError::store("cannot take a lease", &error)))?;
-        let lease = Arc::new(lease);
-        let ops = Arc::new(BuildOps {
-            parts: Arc::clone(&self.parts),
-            images: Arc::clone(&images),
-            secrets: Arc::new(Secrets::new(caller)),
-            secrets_in_layers: request.allow.contains(&Entitlement::SecretInLayer),
-            contexts: contexts(&request),
-            limits: limits(&request),
-            strict: request.isolation == Isolation::Strict,
-            shm_size_bytes: request.shm_size_bytes,
-            lease: Arc::clone(&lease),
-            read_sources: read_sources(&lowered),
-            network_wanted: runs_in_default_network(&lowered).into(),
-        });
+        let ops = make_ops(&request, Some(&lowered));
         let options = JobOptions { no_cache: request.no_cache == NoCache::All };
         let job = self.solver.job(ops, Arc::clone(&sink), options);
         let roots: Vec<_> = lowered.results.iter().filter_map(|result| result.root.clone()).collect();
@@ -236,12 +247,15 @@ impl Engine {
     async fn lower(
         &self,
         request: &BuildRequest,
+        main: MainContext,
+        early: Option<&Early<'_>>,
         images: &Arc<Images>,
         sink: &Arc<dyn EventSink>,
     ) -> Result<Lowered, BuildError> {
         let definition =
             Work::start(sink, &format!("[internal] load build definition from {}", request.dockerfile_name));
-        let input = frontend_request(request);
+        let mut input = frontend_request(request);
+        input.context = main;
         let missing = Mutex::new(Vec::new());
         let mut answers = Answers::new();
         let mut definition = Some(definition);
@@ -258,7 +272,7 @@ impl Engine {
                 }
                 Ok(Lowering::Done(lowered)) => return Ok(lowered),
                 Ok(Lowering::Needs(questions)) => {
-                    let answer = |question| answer(question, request, images, &missing, sink);
+                    let answer = |question| answer(question, request, early, images, &missing, sink);
                     answers.extend(try_join_all(questions.into_iter().map(answer)).await?);
                 }
             }
@@ -269,7 +283,7 @@ impl Engine {
     pub(super) async fn lock(&self, request: BuildRequest) -> Result<BTreeMap<String, Digest>, BuildError> {
         let images = Arc::new(Images::new(Arc::clone(&self.parts.remote), policy(&request)));
         let quiet: Arc<dyn EventSink> = Arc::new(|_: Event| {});
-        self.lower(&request, &images, &quiet).await?;
+        self.lower(&request, MainContext::Local, None, &images, &quiet).await?;
         Ok(images.resolved())
     }
 
@@ -353,7 +367,7 @@ pub(super) fn step_error(error: StepError) -> BuildError {
     BuildError::new(error.kind, *error.report)
 }
 
-fn frontend_request(request: &BuildRequest) -> frontend::Request<'_> {
+pub(super) fn frontend_request(request: &BuildRequest) -> frontend::Request<'_> {
     let mut input = frontend::Request::new(&request.dockerfile, Platform::host());
     input.file_name.clone_from(&request.dockerfile_name);
     input.target.clone_from(&request.target);
@@ -392,6 +406,18 @@ fn context_text(source: &ContextSource) -> String {
         }
         ContextSource::Image { reference } => format!("docker-image://{reference}"),
         ContextSource::Other { url } => url.clone(),
+    }
+}
+
+impl Engine {
+    /// See [`contexts`]; a build without context has an empty one.
+    fn contexts(&self, request: &BuildRequest) -> BTreeMap<String, PathBuf> {
+        let mut contexts = contexts(request);
+        let empty = self.parts.store.layer_dirs(&build_engine_store::Snapshot::scratch());
+        if let Some(empty) = empty.ok().and_then(|dirs| dirs.into_iter().next()) {
+            contexts.entry("context".into()).or_insert(empty);
+        }
+        contexts
     }
 }
 
@@ -451,6 +477,7 @@ fn limits(request: &BuildRequest) -> sandbox::Limits {
 fn answer<'a>(
     question: Question,
     request: &'a BuildRequest,
+    early: Option<&'a Early<'_>>,
     images: &'a Arc<Images>,
     missing: &'a Mutex<Vec<Report>>,
     sink: &'a Arc<dyn EventSink>,
@@ -473,6 +500,10 @@ fn answer<'a>(
                     Err(error) => return Err(image_error(error, &source.identifier, request)),
                 }
             }
+            Question::Time { identifier, attrs } => match early {
+                None => Answer::Time(None),
+                Some(early) => Answer::Time(early.time(&context::source_of(identifier, attrs)).await?),
+            },
             Question::File { context, path } => {
                 let root = contexts(request).get(context).cloned();
                 match root.map(|root| read_small(&root.join(path))) {
@@ -617,8 +648,7 @@ fn refusals(vertex: &Vertex) -> Vec<String> {
             let scheme = source.identifier.split_once("://").map_or("", |(scheme, _)| scheme);
             match scheme {
                 "local" | "docker-image" | "oci-layout" => {}
-                "http" | "https" => found.push(format!("fetching `{}` is not supported yet", source.identifier)),
-                "git" => found.push("git repositories as sources are not supported yet".into()),
+                "http" | "https" | "git" => {}
                 other => found.push(format!("sources of kind `{other}` are not supported")),
             }
         }
@@ -646,6 +676,17 @@ fn failed(failure: &Failure, lowered: &Lowered) -> BuildError {
         report.place = place_of(wanted, lowered);
     }
     BuildError::new(kind, report)
+}
+
+/// A vertex that failed before the Dockerfile was known.
+pub(super) fn failed_alone(failure: &Failure) -> BuildError {
+    let nothing = Lowered {
+        results: Vec::new(),
+        warnings: Vec::new(),
+        source: Arc::new(SourceFile { name: String::new(), text: String::new() }),
+        local_contexts: BTreeSet::new(),
+    };
+    failed(failure, &nothing)
 }
 
 fn place_of(wanted: &Digest, lowered: &Lowered) -> Option<Place> {

@@ -371,7 +371,13 @@ fn not_found(path: &Path, source: Option<&Output>) -> StepError {
                     None => report.hint("the ignore file excludes it"),
                 }
             } else {
-                report.hint(format!("the context is `{}`", context.path.display()))
+                match context.path.parent().and_then(Path::file_name) {
+                    // The store's own empty directory.
+                    Some(name) if name == "empty" => {
+                        report.hint("the build has no context: only its Dockerfile was given")
+                    }
+                    _ => report.hint(format!("the context is `{}`", context.path.display())),
+                }
             }
         }
         Some(Output::Snapshot(_) | Output::Lazy(_)) | None => {

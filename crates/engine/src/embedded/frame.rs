@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
+use super::git_commands;
 use crate::{BuildError, BuildRequest, ImagePlace, RunRequest, StoreOptions, TransferRequest};
 
 /// Longest frame that is read. A Dockerfile may have 16 MiB; everything else is small.
@@ -171,6 +172,18 @@ pub(super) enum Wanted {
     Secret {
         /// Its id.
         id: String,
+    },
+    /// What a reference of a repository stands for; answered by a `Resolved`.
+    GitResolve {
+        /// The repository.
+        remote: git_commands::Remote,
+        /// The reference; empty for the default branch.
+        reference: String,
+    },
+    /// A commit as files; answered by a `CheckedOut`.
+    GitCheckout {
+        /// Which, and where to.
+        checkout: git_commands::Checkout,
     },
 }
 

@@ -8,12 +8,16 @@ mod agent;
 mod answers;
 mod build;
 mod bundle;
+mod context;
 mod entitled;
 mod events;
 mod export;
 mod face;
 mod files;
 mod frame;
+mod git;
+mod git_commands;
+mod http;
 mod keys;
 mod leak;
 mod load;
@@ -35,7 +39,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, ExitStatus};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -88,6 +92,16 @@ struct Pending {
     events: Option<Arc<dyn EventSink>>,
     session: Arc<Session>,
     reply: oneshot::Sender<Result<Value, BuildError>>,
+    /// Set when nobody waits any more: programs that run for the call end then.
+    ended: Ended,
+}
+
+struct Ended(Arc<AtomicBool>);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -256,7 +270,7 @@ impl Embedded {
     ) -> Result<T, BuildError> {
         let id = self.shared.next_id.fetch_add(1, Ordering::Relaxed);
         let (reply, answer) = oneshot::channel();
-        lock(&self.shared.pending).insert(id, Pending { events, session, reply });
+        lock(&self.shared.pending).insert(id, Pending { events, session, reply, ended: Ended(Arc::default()) });
         let calls = self.calls().inspect_err(|_| {
             lock(&self.shared.pending).remove(&id);
         })?;
@@ -352,10 +366,11 @@ fn connect(
                 Answer::Done { id, result } => reply(&pending, id, Ok(result)),
                 Answer::Failed { id, error } => reply(&pending, id, Err(error)),
                 Answer::Ask { ask, call, wanted } => {
-                    let session = call.and_then(|id| lock(&pending).get(&id).map(|call| Arc::clone(&call.session)));
+                    let of = |call: &Pending| (Arc::clone(&call.session), Arc::clone(&call.ended.0));
+                    let (session, ended) = call.and_then(|id| lock(&pending).get(&id).map(of)).unwrap_or_default();
                     let (auth, replies) = (auth.clone(), replies.clone());
                     tokio::task::spawn_blocking(move || {
-                        let result = answers::answer(wanted, &session.unwrap_or_default(), &auth);
+                        let result = answers::answer(wanted, &session, &auth, &ended);
                         if let Some(replies) = replies.upgrade() {
                             // A closed channel means that the worker is gone.
                             let _ = replies.send(Call::Told { ask, result });

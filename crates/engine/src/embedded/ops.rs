@@ -19,6 +19,9 @@ use futures::future::{BoxFuture, try_join_all};
 use rustix::fs::{Mode, OFlags};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::face::Caller;
+use super::git::{self, Git};
+use super::http::{self, Http};
 use super::remote::Remote;
 use super::secrets::{Given, Secrets};
 use super::sources::{Images, LocalContext, PinnedImage};
@@ -108,6 +111,10 @@ pub(super) struct Parts {
 pub(super) struct BuildOps {
     pub(super) parts: Arc<Parts>,
     pub(super) images: Arc<Images>,
+    /// Whoever started the build.
+    pub(super) caller: Caller,
+    pub(super) http: Arc<Http>,
+    pub(super) git: Arc<Git>,
     /// What whoever started the build gives to its steps.
     pub(super) secrets: Arc<Secrets>,
     /// Whether a step may leave a secret in its layer.
@@ -146,6 +153,14 @@ impl Ops for BuildOps {
                     inputs: vec![],
                     unique: true,
                 });
+            }
+            if http::is_http(&source.identifier) {
+                let file = self.http.resolve(source).await.map_err(Failure::new)?;
+                return Ok(CacheMap { parts: file.key(), inputs: vec![], unique: false });
+            }
+            if git::is_git(&source.identifier) {
+                let parts = self.git.key(&self.caller, source).await.map_err(Failure::new)?;
+                return Ok(CacheMap { parts, inputs: vec![], unique: false });
             }
             let image = self.images.pinned(&source.identifier, vertex.platform()).map_err(Failure::new)?;
             let parts = vec![KeyPart::new("image", image.found.manifest_descriptor.digest.to_string())];
@@ -192,6 +207,12 @@ impl Ops for BuildOps {
             let result = match vertex.op() {
                 Op::Source(source) => match source.identifier.strip_prefix("local://") {
                     Some(name) => self.local(name, source).map(|context| vec![Output::Context(Arc::new(context))]),
+                    None if http::is_http(&source.identifier) => {
+                        self.http.tree(source).await.map(|tree| vec![Output::Snapshot(tree)])
+                    }
+                    None if git::is_git(&source.identifier) => {
+                        self.git.tree(&self.caller, source).await.map(|tree| vec![Output::Snapshot(tree)])
+                    }
                     None => self.image(&vertex, &source.identifier, &events).await.map(|output| vec![output]),
                 },
                 Op::Exec(exec) => self.exec(&vertex, exec, inputs, events).await,

@@ -48,6 +48,10 @@ pub(crate) struct Flags {
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean,
           hide_possible_values = true, value_name = "BOOL", help_heading = "What to build")]
     pub(crate) locked: Option<bool>,
+    /// Let redirects of what is fetched lead to private and link-local addresses
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean,
+          hide_possible_values = true, value_name = "BOOL", help_heading = "What to build")]
+    pub(crate) allow_private_urls: Option<bool>,
     /// Stop the build after this time, for example 90s or 1h30m
     #[arg(long, value_name = "DURATION", value_parser = duration, help_heading = "What to build")]
     pub(crate) timeout: Option<std::time::Duration>,

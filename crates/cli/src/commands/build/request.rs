@@ -1,12 +1,13 @@
 //! From flags to a request: every value is parsed here, once, and everything that is wrong is reported at once.
 
 use std::collections::BTreeMap;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use build_engine_engine::{
-    BuildRequest, ContextSource, Entitlement, ImageOptions, Limit, NoCache, Output, OutputDest, Report, ResourceLimits,
-    UserNamespace,
+    ARCHIVE_HEAD, BuildRequest, ContextSource, DockerfileSource, Entitlement, ImageOptions, Limit, MainContext,
+    NoCache, Output, OutputDest, Report, ResourceLimits, UPLOAD, UserNamespace, is_archive, shown,
 };
 use build_engine_oci::{Platform, Reference};
 
@@ -21,6 +22,8 @@ use crate::settings::{self, Environment, ProgressChoice, set};
 #[derive(Debug)]
 pub(crate) struct Plan {
     pub(crate) request: BuildRequest,
+    /// A file that the request names; it goes with the plan.
+    pub(crate) spool: Option<tempfile::TempPath>,
     pub(crate) user_namespace: UserNamespace,
     pub(crate) timeout: Option<Duration>,
     pub(crate) quiet: bool,
@@ -88,28 +91,39 @@ pub(crate) fn plan(flags: Flags, env: Environment<'_>) -> Result<Plan, Failure> 
     let no_cache = no_cache(&mut findings, &flags);
     let granted: Vec<String> = flags.allow.iter().filter(|text| !text.is_empty()).cloned().collect();
     let allow = allow(&mut findings, &granted);
-    let session = secrets::session(&mut findings, &flags.secret, &flags.ssh, env);
-    if flags.file.as_deref().is_some_and(is_remote) {
-        findings.unsupported("--file URL", "download the Dockerfile first and give its path");
-    }
+    let mut session = secrets::session(&mut findings, &flags.secret, &flags.ssh, env);
     if !findings.0.is_empty() {
         return Err(Failure::inputs(findings.0));
     }
-    let context = context.unwrap_or_default();
-    let source = read_dockerfile(flags.file.as_deref(), &context, Path::new(&flags.context))?;
-    let lock = lock_file::read(&context)?;
+    let context = context.unwrap_or(Given::Stdin);
+    let Opened { source, dockerfile, directory, remote, uploads, spool } =
+        open(flags.file.as_deref(), context, Path::new(&flags.context))?;
+    let lock = directory.as_deref().map(lock_file::read).transpose()?.flatten();
+    let lend_agent = std::iter::once(remote.as_deref())
+        .chain(named_contexts.values().map(|source| match source {
+            ContextSource::Other { url } => Some(url.as_str()),
+            _ => None,
+        }))
+        .flatten()
+        .filter_map(MainContext::parse)
+        .any(|context| context.needs_agent());
     if flags.locked == Some(true) && lock.is_none() {
         let message = format!("`--locked` needs `{}` in the build context", lock_file::NAME);
         return Err(Failure::input("locked", message).hint("`build-engine lock CONTEXT` makes it"));
     }
     let lock = lock.unwrap_or_default();
+    session.environment = settings::for_programs(env);
+    session.lend_agent = lend_agent;
 
     let request = BuildRequest {
         build_id: new_id(),
         dockerfile: source.text,
         dockerfile_name: source.name,
         dockerfile_path: source.path,
-        context: Some(context),
+        context: directory,
+        remote_context: remote,
+        dockerfile_source: dockerfile,
+        uploads,
         named_contexts,
         tags,
         platforms,
@@ -130,12 +144,14 @@ pub(crate) fn plan(flags: Flags, env: Environment<'_>) -> Result<Plan, Failure> 
         outputs,
         attestations: Vec::new(),
         resources,
+        allow_private_urls: flags.allow_private_urls == Some(true),
         allow,
         session,
         isolation: flags.isolation.unwrap_or_default(),
     };
     Ok(Plan {
         request,
+        spool,
         user_namespace: flags.userns.unwrap_or_default(),
         timeout: flags.timeout,
         quiet,
@@ -199,27 +215,37 @@ fn is_disabled(value: &str) -> bool {
         .any(|(key, value)| key.trim() == "disabled" && flags::boolean(value.trim()).unwrap_or(false))
 }
 
-fn context(findings: &mut Findings, text: &str) -> Option<PathBuf> {
+/// A build context, as it was named.
+enum Given {
+    Directory(PathBuf),
+    /// An address.
+    Remote(String),
+    /// Standard input: an archive, or a Dockerfile without context.
+    Stdin,
+}
+
+fn context(findings: &mut Findings, text: &str) -> Option<Given> {
     if text == "-" {
-        findings.unsupported("CONTEXT -", "give a directory; `-f -` reads the Dockerfile from standard input");
-        return None;
+        return Some(Given::Stdin);
     }
     let path = Path::new(text);
     match path.metadata() {
         Ok(metadata) if metadata.is_dir() => match std::path::absolute(path) {
-            Ok(path) => Some(path),
+            Ok(path) => Some(Given::Directory(path)),
             Err(error) => {
                 findings.invalid("CONTEXT", text, error);
                 None
             }
         },
+        _ if MainContext::parse(text).is_some() => Some(Given::Remote(text.to_owned())),
         Ok(_) => {
             findings.add("invalid-context", format!("the context `{text}` is not a directory")).hint =
                 Some("name the Dockerfile with `-f`, and the directory it copies from as context".into());
             None
         }
-        Err(_) if is_remote(text) => {
-            findings.unsupported("CONTEXT URL", "clone or download it first and give the directory");
+        Err(_) if text.contains("://") => {
+            findings.add("invalid-context", format!("the context `{}` is of no known kind", shown(text))).hint =
+                Some("a directory, a git repository, an http(s) URL or `-` can be a context".into());
             None
         }
         Err(error) => {
@@ -230,11 +256,80 @@ fn context(findings: &mut Findings, text: &str) -> Option<PathBuf> {
     }
 }
 
-fn is_remote(text: &str) -> bool {
-    text.contains("://") || text.starts_with("git@") || text.starts_with("github.com/")
+fn is_url(text: &str) -> bool {
+    text.starts_with("http://") || text.starts_with("https://")
+}
+
+/// The Dockerfile and the context of a build, as the request has them.
+#[derive(Default)]
+struct Opened {
+    source: Source,
+    dockerfile: DockerfileSource,
+    directory: Option<PathBuf>,
+    remote: Option<String>,
+    uploads: BTreeMap<String, PathBuf>,
+    /// Goes with the build.
+    spool: Option<tempfile::TempPath>,
+}
+
+/// Reads what has to be read before the engine is asked. Which of several meanings holds is decided as in buildx.
+fn open(file: Option<&str>, given: Given, context_shown: &Path) -> Result<Opened, Failure> {
+    let file = file.filter(|file| !file.is_empty());
+    let stdin = || dockerfile::read(std::io::stdin().lock(), "standard input");
+    let named = |text: String| Source { name: "Dockerfile".into(), path: None, text };
+    let mut opened = Opened::default();
+    match given {
+        Given::Directory(directory) => {
+            match file {
+                Some(file) if is_url(file) => opened.dockerfile = DockerfileSource::Url(file.to_owned()),
+                _ => opened.source = read_dockerfile(file, &directory, context_shown)?,
+            }
+            opened.directory = Some(directory);
+        }
+        Given::Remote(address) => {
+            match file {
+                Some("-") => opened.source = named(stdin()?),
+                Some(file) if is_url(file) => opened.dockerfile = DockerfileSource::Url(file.to_owned()),
+                Some(file) if Path::new(file).is_absolute() => {
+                    opened.source = read_dockerfile(Some(file), Path::new("/"), context_shown)?;
+                }
+                file => opened.dockerfile = DockerfileSource::Context(file.unwrap_or("Dockerfile").to_owned()),
+            }
+            opened.remote = Some(address);
+        }
+        Given::Stdin => {
+            if file == Some("-") {
+                return Err(Failure::input("invalid-flag", "standard input cannot be both context and Dockerfile"));
+            }
+            let failed = |error: &std::io::Error| Failure::io("cannot read the context from standard input", error);
+            let mut input = std::io::stdin().lock();
+            let mut head = Vec::new();
+            input.by_ref().take(ARCHIVE_HEAD as u64).read_to_end(&mut head).map_err(|error| failed(&error))?;
+            let mut input = std::io::Cursor::new(&head).chain(input);
+            if is_archive(&head) {
+                let mut spool = tempfile::NamedTempFile::new().map_err(|error| failed(&error))?;
+                std::io::copy(&mut input, &mut spool).map_err(|error| failed(&error))?;
+                let spool = spool.into_temp_path();
+                opened.uploads.insert("context".into(), spool.to_path_buf());
+                opened.spool = Some(spool);
+                opened.remote = Some(format!("{UPLOAD}context"));
+                opened.dockerfile = match file {
+                    Some(file) if is_url(file) => DockerfileSource::Url(file.to_owned()),
+                    file => DockerfileSource::Context(file.unwrap_or("Dockerfile").to_owned()),
+                };
+            } else if let Some(file) = file {
+                let message = format!("both standard input and `-f {file}` are Dockerfiles");
+                return Err(Failure::input("invalid-flag", message).hint("give a directory as context"));
+            } else {
+                opened.source = named(dockerfile::read(input, "standard input")?);
+            }
+        }
+    }
+    Ok(opened)
 }
 
 /// A Dockerfile that was read.
+#[derive(Default)]
 struct Source {
     name: String,
     path: Option<PathBuf>,
@@ -319,6 +414,8 @@ fn source_date_epoch(findings: &mut Findings, build_args: &BTreeMap<String, Stri
     let text = build_args.get("SOURCE_DATE_EPOCH").filter(|text| !text.is_empty())?;
     match text.parse::<i64>() {
         Ok(epoch) if epoch >= 0 => Some(epoch),
+        // `context`, or the name of a context or stage: the frontend knows.
+        Err(_) if text.starts_with(|first: char| first.is_ascii_alphabetic()) => None,
         _ => {
             findings
                 .add("invalid-setting", format!("SOURCE_DATE_EPOCH `{text}` is not a number of seconds since 1970"));
@@ -489,9 +586,12 @@ fn named_contexts(findings: &mut Findings, texts: &[String]) -> BTreeMap<String,
                 }
             }
             ContextSource::Image { .. } => {}
-            ContextSource::Other { .. } => {
-                findings.unsupported("--build-context URL", "clone or download it first and give the directory");
-            }
+            ContextSource::Other { url } if MainContext::parse(url).is_some() => {}
+            ContextSource::Other { url } => findings.invalid(
+                "--build-context",
+                &format!("{name}={}", shown(url)),
+                "a directory, docker-image://, oci-layout://, a git repository or an http(s) URL can be a context",
+            ),
         }
         if let ContextSource::Local { path } = &source
             && path.exists()
