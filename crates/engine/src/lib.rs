@@ -8,6 +8,7 @@
 //! cancels it.
 
 mod backend;
+pub mod checks;
 pub mod context;
 mod docker_archive;
 pub mod embedded;
