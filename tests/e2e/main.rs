@@ -7,6 +7,7 @@
 mod bad_input;
 mod cache;
 mod cancel;
+mod checks;
 mod debian;
 mod hostile;
 mod identical;

@@ -9,6 +9,7 @@
 
 mod archive;
 mod backend;
+pub mod checks;
 pub mod context;
 mod docker_archive;
 pub mod embedded;

@@ -691,7 +691,6 @@ pub struct StoreOptions {
 }
 
 /// A request for nothing yet.
-#[cfg(test)]
 pub(crate) fn empty(build_id: &str) -> BuildRequest {
     BuildRequest {
         build_id: build_id.to_owned(),

@@ -79,21 +79,6 @@ pub(super) fn is_on(request: &BuildRequest, setting: &str) -> bool {
         .is_some_and(|value| matches!(value.as_str(), "1" | "t" | "T" | "true" | "TRUE" | "True"))
 }
 
-/// Says that warnings cannot fail the build, where the Dockerfile or the request wants that.
-fn check_note(request: &BuildRequest) -> Option<Warning> {
-    let asks = |value: &str| value.split(';').any(|part| part.trim().replace(' ', "") == "error=true");
-    let by_argument = request.build_args.get("BUILDKIT_DOCKERFILE_CHECK").is_some_and(|value| asks(value));
-    // Looked for first, since the text is parsed again only for this.
-    let by_directive = || {
-        request.dockerfile.contains("check") && {
-            let (syntax, _) = build_engine_dockerfile::parse_syntax(&request.dockerfile);
-            syntax.directives.iter().any(|directive| directive.name == "check" && asks(&directive.value.value))
-        }
-    };
-    (by_argument || by_directive())
-        .then(|| note_warning("`check=error=true` has no effect yet: this version has no build checks that could fail"))
-}
-
 impl Engine {
     /// Opens the store and prepares what all builds share.
     pub(super) fn open(
@@ -177,16 +162,10 @@ impl Engine {
         if let Some(frontend) = syntax::requested(&request)? {
             Work::start(&sink, &format!("[internal] {frontend} is built in")).done(Ok::<(), &String>(()));
         }
-        if let Some(note) = check_note(&request) {
-            sink.emit(Event::Warning(note));
-        }
         for note in &self.notes {
             sink.emit(Event::Warning(note_warning(note)));
         }
         let lowered = self.lower(&request, main, Some(&early), &images, &sink).await?;
-        for warning in &lowered.warnings {
-            sink.emit(Event::Warning(diagnostic_warning(warning, &request)));
-        }
         refuse_unsupported_vertices(&lowered)?;
         platforms::refuse_foreign_commands(&lowered, self.parts.launcher.emulators())?;
         entitled::check(&lowered, &request)?;
@@ -254,6 +233,7 @@ impl Engine {
     ) -> Result<Lowered, BuildError> {
         let definition =
             Work::start(sink, &format!("[internal] load build definition from {}", request.dockerfile_name));
+        let vertex = definition.vertex();
         let mut input = frontend_request(request);
         input.context = main;
         let missing = Mutex::new(Vec::new());
@@ -261,6 +241,14 @@ impl Engine {
         let mut definition = Some(definition);
         loop {
             let lowering = frontend::lower(&input, &answers);
+            let warnings: &[Diagnostic] = match &lowering {
+                Err(diagnostics) => diagnostics,
+                Ok(Lowering::Done(lowered)) => &lowered.warnings,
+                Ok(Lowering::Needs(_)) => &[],
+            };
+            for warning in warnings.iter().filter(|found| !found.is_error()) {
+                sink.emit(Event::Warning(diagnostic_warning(warning, vertex.clone(), request)));
+            }
             if let Some(work) = definition.take() {
                 work.done(Ok::<(), &String>(()));
             }
@@ -474,7 +462,7 @@ fn limits(request: &BuildRequest) -> sandbox::Limits {
     }
 }
 
-fn answer<'a>(
+pub(super) fn answer<'a>(
     question: Question,
     request: &'a BuildRequest,
     early: Option<&'a Early<'_>>,
@@ -504,17 +492,20 @@ fn answer<'a>(
                 None => Answer::Time(None),
                 Some(early) => Answer::Time(early.time(&context::source_of(identifier, attrs)).await?),
             },
-            Question::File { context, path } => {
-                let root = contexts(request).get(context).cloned();
-                match root.map(|root| read_small(&root.join(path))) {
-                    None => Answer::File(None),
-                    Some(Ok(bytes)) => Answer::File(bytes),
-                    Some(Err(error)) => Answer::Failed(error.to_string()),
-                }
-            }
+            Question::File { context, path } => local_file(request, context, path),
         };
         Ok((question, answer))
     })
+}
+
+/// A small file of a local source.
+pub(super) fn local_file(request: &BuildRequest, context: &str, path: &str) -> Answer {
+    let root = contexts(request).get(context).cloned();
+    match root.map(|root| read_small(&root.join(path))) {
+        None => Answer::File(None),
+        Some(Ok(bytes)) => Answer::File(bytes),
+        Some(Err(error)) => Answer::Failed(error.to_string()),
+    }
 }
 
 /// The error of a Dockerfile with nothing wrong but images that are not there; each says how to get it.
@@ -565,7 +556,7 @@ fn read_small(path: &Path) -> std::io::Result<Option<Vec<u8>>> {
     Ok(Some(bytes))
 }
 
-fn diagnostics_error(diagnostics: &[Diagnostic], request: &BuildRequest) -> BuildError {
+pub(super) fn diagnostics_error(diagnostics: &[Diagnostic], request: &BuildRequest) -> BuildError {
     let errors = diagnostics.iter().filter(|diagnostic| diagnostic.level == Level::Error);
     let mut reports: Vec<Report> = errors
         .map(|diagnostic| Report::from_diagnostic(diagnostic, &request.dockerfile_name, &request.dockerfile))
@@ -588,11 +579,16 @@ fn note_warning(note: &str) -> Warning {
     }
 }
 
-fn diagnostic_warning(diagnostic: &Diagnostic, request: &BuildRequest) -> Warning {
-    let line = build_engine_dockerfile::LineIndex::new(&request.dockerfile).line(diagnostic.span.start);
+/// A warning about the text, which belongs to the vertex that stands for reading it.
+fn diagnostic_warning(diagnostic: &Diagnostic, vertex: Digest, request: &BuildRequest) -> Warning {
+    let lines = build_engine_dockerfile::LineIndex::new(&request.dockerfile);
+    let is_placed = diagnostic.span != build_engine_dockerfile::Span::default();
     Warning {
+        vertex: Some(vertex),
         rule: diagnostic.rule.to_string(),
-        place: Some((request.dockerfile_name.clone(), line)),
+        detail: diagnostic.detail.clone().unwrap_or_default(),
+        url: diagnostic.url.clone().unwrap_or_default(),
+        place: is_placed.then(|| (request.dockerfile_name.clone(), lines.line(diagnostic.span.start))),
         ..note_warning(&diagnostic.message)
     }
 }
@@ -614,7 +610,7 @@ fn refuse_unsupported_vertices(lowered: &Lowered) -> Result<(), BuildError> {
 }
 
 /// How names are resolved in a build.
-fn policy(request: &BuildRequest) -> Policy {
+pub(super) fn policy(request: &BuildRequest) -> Policy {
     Policy { pull: request.pull, lock: request.lock.clone(), locked: request.locked }
 }
 
@@ -641,7 +637,7 @@ fn runs_in_default_network(lowered: &Lowered) -> bool {
     found
 }
 
-fn refusals(vertex: &Vertex) -> Vec<String> {
+pub(super) fn refusals(vertex: &Vertex) -> Vec<String> {
     let mut found = Vec::new();
     match vertex.op() {
         Op::Source(source) => {
@@ -723,19 +719,5 @@ mod tests {
         assert_eq!(refused(&[("BUILDKIT_INLINE_CACHE", "1")]), 1);
         assert_eq!(refused(&[("BUILDKIT_INLINE_CACHE", "0")]), 0);
         assert_eq!(refused(&[("BUILDKIT_MULTI_PLATFORM", "true"), ("BUILDKIT_SANDBOX_HOSTNAME", "x")]), 0);
-    }
-
-    /// F1-008, until the checks exist.
-    #[test]
-    fn a_wish_that_checks_fail_the_build_is_answered() {
-        for (dockerfile, args, expected) in [
-            ("# check=error=true\nFROM scratch", &[][..], true),
-            ("# check=skip=all; error=true\nFROM scratch", &[], true),
-            ("# check=skip=all\nFROM scratch", &[], false),
-            ("FROM scratch\n# check=error=true", &[], false),
-            ("FROM scratch", &[("BUILDKIT_DOCKERFILE_CHECK", "error=true")], true),
-        ] {
-            assert_eq!(check_note(&request(dockerfile, args)).is_some(), expected, "{dockerfile:?}");
-        }
     }
 }

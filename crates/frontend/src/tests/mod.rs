@@ -6,6 +6,7 @@
 mod render;
 
 mod bases;
+mod checks;
 mod configs;
 mod copies;
 mod mistakes;

@@ -14,7 +14,7 @@ use crate::settings::ProgressChoice;
 #[command(
     args_override_self = true,
     after_help = "These flags of buildx are refused by name in this version, unless their value asks for nothing:\n\
-                  --attest --backend --builder --cache-from --cache-to --call --check --frontend-opt\n\
+                  --attest --backend --builder --cache-from --cache-to --frontend-opt\n\
                   --on-failure --provenance --sbom"
 )]
 pub(crate) struct Flags {
@@ -169,12 +169,12 @@ pub(crate) struct OtherFlags {
     /// Who builds: embedded
     #[arg(long, hide = true, value_name = "NAME")]
     pub(crate) backend: Option<String>,
-    /// Lint instead of building
+    /// Check the Dockerfile instead of building it: short for --call=check
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean,
-          hide = true, value_name = "BOOL")]
+          hide_possible_values = true, value_name = "BOOL", help_heading = "What to build")]
     pub(crate) check: Option<bool>,
-    /// Ask the frontend something
-    #[arg(long, hide = true, value_name = "METHOD")]
+    /// Ask instead of building: check, outline, targets or subrequests.describe, with `,format=json`
+    #[arg(long, value_name = "METHOD", help_heading = "What to build")]
     pub(crate) call: Option<String>,
     /// Remove intermediate containers
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean,

@@ -14,6 +14,7 @@ use build_engine_oci::{Platform, Reference};
 use super::flags::{self, Flags, OtherFlags};
 use super::limits;
 use super::secrets;
+use crate::commands::call::{Call, Method, parse_call};
 use crate::commands::{dockerfile, lock_file};
 use crate::errors::Failure;
 use crate::settings::{self, Environment, ProgressChoice, set};
@@ -31,6 +32,8 @@ pub(crate) struct Plan {
     pub(crate) progress: Option<ProgressChoice>,
     pub(crate) iidfile: Option<PathBuf>,
     pub(crate) metadata_file: Option<PathBuf>,
+    /// What is asked about the Dockerfile instead of building it.
+    pub(crate) call: Option<Call>,
 }
 
 /// Findings so far.
@@ -61,6 +64,7 @@ impl Findings {
 pub(crate) fn plan(flags: Flags, env: Environment<'_>) -> Result<Plan, Failure> {
     let mut findings = Findings::default();
     refuse(&mut findings, &flags.other);
+    let call = call(&mut findings, &flags.other);
     let quiet = flags.quiet.unwrap_or(false);
     if quiet && flags.progress.is_some_and(|progress| !matches!(progress, ProgressChoice::Auto)) {
         findings.add("invalid-flag", "`--quiet` and `--progress` cannot be used together");
@@ -159,7 +163,45 @@ pub(crate) fn plan(flags: Flags, env: Environment<'_>) -> Result<Plan, Failure> 
         progress: flags.progress,
         iidfile: flags.iidfile,
         metadata_file: flags.metadata_file,
+        call,
     })
+}
+
+/// The parts of a request that decide what a Dockerfile means by itself: target, platforms and build arguments.
+///
+/// # Errors
+/// As [`plan`].
+pub(crate) fn language_settings(
+    flags: Flags,
+    env: Environment<'_>,
+) -> Result<(Option<String>, Vec<Platform>, BTreeMap<String, String>), Failure> {
+    let mut findings = Findings::default();
+    let build_args = build_args(&mut findings, &flags, env);
+    let platforms = platforms(&mut findings, &flags.platform);
+    if !findings.0.is_empty() {
+        return Err(Failure::inputs(findings.0));
+    }
+    Ok((flags.target.filter(|target| !target.is_empty()), platforms, build_args))
+}
+
+/// The value of `--call`, of which `--check` is a short form.
+fn call(findings: &mut Findings, flags: &OtherFlags) -> Option<Call> {
+    let text = flags.call.as_deref().unwrap_or_default();
+    match parse_call(text) {
+        Ok(call) if flags.check == Some(true) => match call {
+            None => Some(Call::CHECK),
+            Some(call) if call.method == Method::Check => Some(call),
+            Some(_) => {
+                findings.invalid("--call", text, "`--check` asks for something else");
+                None
+            }
+        },
+        Ok(call) => call,
+        Err(reason) => {
+            findings.invalid("--call", text, reason);
+            None
+        }
+    }
 }
 
 /// Refuses by name what this version cannot do, unless the value asks for nothing.
@@ -186,12 +228,6 @@ fn refuse(findings: &mut Findings, flags: &OtherFlags) {
             flags.backend.as_deref().is_some_and(|value| value != "embedded"),
             "--backend",
             "`--backend=embedded` is the only one in this version",
-        ),
-        (asked(flags.check), "--check", "warnings are shown with every build"),
-        (
-            flags.call.as_deref().is_some_and(|value| value != "build"),
-            "--call",
-            "`--call=build` is the only method in this version",
         ),
         (flags.rm == Some(false), "--rm=false", "no intermediate containers exist here"),
         (!flags.on_failure.is_empty(), "--on-failure", "build the stage before with `--target` to look at it"),
@@ -805,8 +841,6 @@ mod tests {
             ("--sbom=generator=x", "--sbom"),
             ("--builder remote", "--builder"),
             ("--backend buildkit", "--backend"),
-            ("--check", "--check"),
-            ("--call outline", "--call"),
             ("--rm=false", "--rm=false"),
             ("--on-failure shell", "--on-failure"),
             ("--frontend-opt a=b", "--frontend-opt"),
@@ -880,6 +914,10 @@ mod tests {
             "--resource cpuset-cpus=3-1",
             "--no-cache --no-cache-filter a",
             "--network bridge",
+            "--call what",
+            "--call check,format=xml",
+            "--call check,fun=1",
+            "--check --call outline",
             "--timeout never",
             "--timeout 0",
             "--userns maybe",
