@@ -25,6 +25,6 @@ pub use error::{BuildError, ExitKind, Place, Report};
 pub use place::{ImageDetails, ImagePlace, PlatformDetails, TransferRequest, Transferred, Variants};
 pub use request::{
     Annotation, AnnotationTarget, Attestation, BuildRequest, Compression, ContextSource, ImageOptions, InvalidOutput,
-    Isolation, Limit, NetworkMode, NoCache, Outcome, Output, OutputDest, ResourceLimits, RunRequest, StoreOptions,
-    UserNamespace,
+    Isolation, IsolationReport, Limit, NetworkMode, NoCache, Outcome, Output, OutputDest, ResourceLimits, RunRequest,
+    StoreOptions, UserNamespace,
 };
