@@ -14,8 +14,8 @@ use crate::fixtures::{self, Document};
 use crate::peers::output;
 use crate::{Unavailable, cache_dir, lock};
 
-/// Bumped when the content changes.
-const EDITION: &str = "foreign-1";
+/// Name of the layout; bumped when the content changes.
+pub const EDITION: &str = "foreign-1";
 
 /// Debian's architectures, and the platforms that they are for.
 const ARCHITECTURES: &[(&str, &str, Option<&str>)] = &[

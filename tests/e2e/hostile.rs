@@ -197,5 +197,23 @@ fn g12_levels_of_isolation_are_kept_or_refused() {
         let Some(bench) = Bench::new(who) else { return };
         let (run, _) = run(&bench, "FROM base\nRUN true\n", &[&format!("--isolation={level}")]);
         assert_eq!(run.code, Some(exit), "{who:?} {level}\n{}", run.stderr);
+        if exit == 0 && level != "default" {
+            assert!(run.stderr.contains(&format!("[internal] isolation {level}")), "{}", run.stderr);
+        }
     }
+}
+
+/// G12, F16: what a host lacks is printed, and written down with the result.
+#[test]
+fn g12_fallbacks_are_printed_and_stored() {
+    let Some(bench) = Bench::new(Who::OneUid) else { return };
+    let file = bench.engine.work().join("metadata.json");
+    let (run, _) = run(&bench, "FROM base\nRUN true\n", &["-t", "x", &format!("--metadata-file={}", file.display())]);
+    assert_eq!(run.code, Some(0), "{}", run.stderr);
+    let metadata: serde_json::Value = serde_json::from_slice(&fs::read(file).unwrap()).unwrap();
+    let isolation = &metadata["build-engine.isolation"];
+    assert_eq!((isolation["level"].as_str(), isolation["worker"].as_str()), (Some("default"), Some("oneuid")));
+    let fallbacks: Vec<&str> = isolation["fallbacks"].as_array().unwrap().iter().filter_map(|f| f.as_str()).collect();
+    let ids = fallbacks.iter().find(|fallback| fallback.contains("subordinate ids")).unwrap();
+    assert!(run.stderr.contains(ids), "{ids}\n{}", run.stderr);
 }

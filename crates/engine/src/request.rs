@@ -658,6 +658,19 @@ pub struct Outcome {
     pub layers: usize,
     /// Sum of the uncompressed sizes of its layers.
     pub size_bytes: u64,
+    /// How isolated its commands were.
+    pub isolation: IsolationReport,
+}
+
+/// How isolated the commands of a build were.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct IsolationReport {
+    /// The level asked for.
+    pub level: Isolation,
+    /// How the worker ran: `root`, `user` or `oneuid`.
+    pub worker: String,
+    /// What was less than usual on this host, or than asked for; empty with [`Isolation::Strict`].
+    pub fallbacks: Vec<String>,
 }
 
 /// `build-engine run`: a quick look at an image.

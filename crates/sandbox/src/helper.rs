@@ -131,7 +131,9 @@ fn run(control: &OwnedFd, envelope: Envelope, mut fds: Vec<OwnedFd>) -> Result<O
     if spec.confinement.host_devices {
         trees.add_host_devices();
     }
-    trees.emulator = emulator;
+    if let Some(emulator) = emulator {
+        trees.add_emulator(&emulator)?;
+    }
     drop((fds, active, binds));
     let group = Group::create(&cgroup_prefix, &spec.cgroup_parent, &spec.limits, &mut notes);
 

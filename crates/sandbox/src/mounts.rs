@@ -78,6 +78,16 @@ impl Trees {
         Ok(Self { lower, active, binds: bound, devices, emulator: None, sys: None, resolv })
     }
 
+    /// Adds the host's emulator, by a mount that nobody can write through: programs find it as `/proc/self/exe`.
+    pub(crate) fn add_emulator(&mut self, file: &OwnedFd) -> Result<(), SetupError> {
+        let phase = "clone the emulator";
+        let tree = clone_tree(file.as_fd(), false).phase(phase)?;
+        let attrs = MountAttrFlags::MOUNT_ATTR_RDONLY | MountAttrFlags::MOUNT_ATTR_NODEV;
+        sys::mount_setattr(tree.as_fd(), false, u64::from(attrs.bits()), 0, None).phase(phase)?;
+        self.emulator = Some(tree);
+        Ok(())
+    }
+
     /// Adds the host's own devices, those right below `/dev`. One that cannot be bound is left out.
     pub(crate) fn add_host_devices(&mut self) {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;

@@ -170,6 +170,7 @@ fn write(path: &Path, content: &[u8]) -> Result<(), Failure> {
 /// What `--metadata-file` says, in the keys of buildx.
 fn metadata(outcome: &Outcome, names: &[String]) -> Value {
     let mut value = Map::new();
+    value.insert("build-engine.isolation".into(), serde_json::to_value(&outcome.isolation).unwrap_or_default());
     value.insert("buildx.build.ref".into(), format!("build-engine/embedded/{}", outcome.build_id).into());
     if let Some(config) = &outcome.config {
         value.insert("containerimage.config.digest".into(), config.to_string().into());
@@ -186,6 +187,7 @@ fn metadata(outcome: &Outcome, names: &[String]) -> Value {
 
 #[cfg(test)]
 mod tests {
+    use build_engine_engine::IsolationReport;
     use build_engine_oci::{Descriptor, Digest, media_type};
     use expect_test::expect;
 
@@ -201,9 +203,15 @@ mod tests {
             names: Vec::new(),
             layers: 1,
             size_bytes: 2,
+            isolation: IsolationReport::default(),
         };
         expect![[r#"
             {
+              "build-engine.isolation": {
+                "level": "default",
+                "worker": "",
+                "fallbacks": []
+              },
               "buildx.build.ref": "build-engine/embedded/abc",
               "containerimage.config.digest": "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
               "containerimage.descriptor": {

@@ -30,8 +30,8 @@ use super::secrets::Secrets;
 use super::sources::{Images, Policy};
 use super::{platforms, syntax};
 use crate::{
-    BuildError, BuildRequest, ContextSource, Entitlement, ExitKind, ImageSummary, Isolation, NoCache, Outcome, Output,
-    Place, Report, StoreOptions, Unsupported,
+    BuildError, BuildRequest, ContextSource, Entitlement, ExitKind, ImageSummary, Isolation, IsolationReport, NoCache,
+    Outcome, Output, Place, Report, StoreOptions, Unsupported,
 };
 
 /// Largest ignore file that is read.
@@ -126,7 +126,7 @@ impl Engine {
             let message = format!("{}: {}", refused.flag, refused.reason);
             return Err(BuildError::new(ExitKind::Input, Report::new("unsupported", message)));
         }
-        self.isolate(request.isolation)?;
+        self.isolate(request.isolation, &sink)?;
         let images = Arc::new(Images::new(Arc::clone(&self.parts.remote), policy(&request)));
         let lease =
             self.parts.store.lease().map_err(|error| step_error(StepError::store("cannot take a lease", &error)))?;
@@ -151,6 +151,7 @@ impl Engine {
                 contexts: self.contexts(request),
                 limits: limits(request),
                 strict: request.isolation == Isolation::Strict,
+                fallbacks: Mutex::default(),
                 shm_size_bytes: request.shm_size_bytes,
                 lease: Arc::clone(&lease),
                 read_sources: lowered.map(read_sources).unwrap_or_default(),
@@ -174,7 +175,7 @@ impl Engine {
         }
         let ops = make_ops(&request, Some(&lowered));
         let options = JobOptions { no_cache: request.no_cache == NoCache::All };
-        let job = self.solver.job(ops, Arc::clone(&sink), options);
+        let job = self.solver.job(Arc::clone(&ops), Arc::clone(&sink), options);
         let roots: Vec<_> = lowered.results.iter().filter_map(|result| result.root.clone()).collect();
         let refs = job.solve(&roots);
         let outputs = try_join_all(refs.iter().map(build_engine_solver::LazyRef::evaluate))
@@ -198,11 +199,18 @@ impl Engine {
             built.push(Built { platform: result.platform, parts, image: result.image, base, epoch: result.epoch });
         }
         let export = Export { parts: &self.parts, request: &request, built: Arc::new(built), images, lease };
-        export.run(&sink).await
+        let mut outcome = export.run(&sink).await?;
+        let fallbacks = ops.fallbacks.lock().unwrap_or_else(PoisonError::into_inner);
+        outcome.isolation = IsolationReport {
+            level: request.isolation,
+            worker: self.mode.clone(),
+            fallbacks: self.notes.iter().chain(&*fallbacks).cloned().collect(),
+        };
+        Ok(outcome)
     }
 
     /// Refuses a level of isolation that this worker does not have.
-    fn isolate(&self, wanted: Isolation) -> Result<(), BuildError> {
+    fn isolate(&self, wanted: Isolation, sink: &Arc<dyn EventSink>) -> Result<(), BuildError> {
         let refused = |message: &str, hint: &str| Report::new("isolation", message).hint(hint);
         let report = match wanted {
             Isolation::Strict if !self.notes.is_empty() => {
@@ -217,7 +225,13 @@ impl Engine {
                 "`--isolation=rootless`: this build was started by root",
                 "start it as an ordinary user; steps of root have a user namespace of their own as well",
             ),
-            Isolation::Default | Isolation::Strict | Isolation::Rootless => return Ok(()),
+            Isolation::Default => return Ok(()),
+            Isolation::Strict | Isolation::Rootless => {
+                let level = if wanted == Isolation::Strict { "strict" } else { "rootless" };
+                Work::start(sink, &format!("[internal] isolation {level}, worker {}", self.mode))
+                    .done(Ok::<(), &String>(()));
+                return Ok(());
+            }
         };
         Err(BuildError::new(ExitKind::Denied, report))
     }

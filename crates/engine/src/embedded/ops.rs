@@ -124,6 +124,8 @@ pub(super) struct BuildOps {
     pub(super) limits: sandbox::Limits,
     /// Whether a step that would be less isolated than asked for is an error.
     pub(super) strict: bool,
+    /// What steps had to do without.
+    pub(super) fallbacks: std::sync::Mutex<BTreeSet<String>>,
     pub(super) shm_size_bytes: u64,
     pub(super) lease: Arc<build_engine_store::Lease>,
     /// Sources whose files some vertex reads: they are fetched as soon as they are wanted. Others may never be.
@@ -393,6 +395,7 @@ impl BuildOps {
         .await?;
         drop((spec, serving, in_use));
         self.note(vertex, &exit.notes, &*events);
+        self.fallbacks.lock().unwrap_or_else(std::sync::PoisonError::into_inner).extend(exit.notes.iter().cloned());
         let code = exit.status.code();
         let valid: &[i32] = if exec.meta.valid_exit_codes.is_empty() { &[0] } else { &exec.meta.valid_exit_codes };
         if !valid.contains(&code) {

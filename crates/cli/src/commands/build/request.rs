@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use build_engine_engine::{
     ARCHIVE_HEAD, BuildRequest, ContextSource, DockerfileSource, Entitlement, ImageOptions, Limit, MainContext,
-    NoCache, Output, OutputDest, Report, ResourceLimits, UPLOAD, UserNamespace, is_archive, shown,
+    NetworkMode, NoCache, Output, OutputDest, Report, ResourceLimits, UPLOAD, UserNamespace, is_archive, shown,
 };
 use build_engine_oci::{Platform, Reference};
 
@@ -89,7 +89,7 @@ pub(crate) fn plan(flags: Flags, env: Environment<'_>) -> Result<Plan, Failure> 
     let named_contexts = named_contexts(&mut findings, &flags.build_context);
     let labels = labels(&mut findings, &flags.label);
     let annotations = each(&mut findings, "--annotation", &flags.annotation);
-    let extra_hosts = extra_hosts(&mut findings, &flags.add_host);
+    let extra_hosts = extra_hosts(&mut findings, &flags.add_host, flags.network == Some(NetworkMode::Host));
     let ulimits = ulimits(&mut findings, &flags.ulimit);
     let resources = resources(&mut findings, &flags.limits.fields(), &flags.resource);
     let no_cache = no_cache(&mut findings, &flags);
@@ -652,7 +652,7 @@ fn labels(findings: &mut Findings, texts: &[String]) -> BTreeMap<String, String>
     labels
 }
 
-fn extra_hosts(findings: &mut Findings, texts: &[String]) -> Vec<(String, String)> {
+fn extra_hosts(findings: &mut Findings, texts: &[String], host_network: bool) -> Vec<(String, String)> {
     let mut hosts = Vec::new();
     for text in texts {
         let Some((name, address)) = text.split_once(['=', ':']).filter(|(name, _)| !name.is_empty()) else {
@@ -660,8 +660,11 @@ fn extra_hosts(findings: &mut Findings, texts: &[String]) -> Vec<(String, String
             continue;
         };
         let address = address.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(address);
+        // In the host's network, the host is where its loopback device is.
+        let address = if address == "host-gateway" && host_network { "127.0.0.1" } else { address };
         if address == "host-gateway" {
-            findings.unsupported("--add-host NAME:host-gateway", "give the address");
+            const HINT: &str = "a private network has no way to the host: add `--network=host`, or give an address";
+            findings.unsupported("--add-host NAME:host-gateway", HINT);
         } else if address.parse::<std::net::IpAddr>().is_err() {
             findings.invalid("--add-host", text, format!("`{address}` is not an IP address"));
         } else if name.contains(|char: char| char.is_whitespace() || char.is_control()) {
@@ -827,6 +830,29 @@ mod tests {
 
     fn accepted(args: &[&str]) -> Plan {
         try_plan(args).unwrap_or_else(|(_, message)| panic!("{args:?} is refused: {message}"))
+    }
+
+    /// F1-082, F1-083: classic spellings are those of `--resource`, which has the last word.
+    #[test]
+    fn f1_083_classic_limits_and_the_way_to_the_host() {
+        let plan = accepted(&["-m", "1g", "--memory-swap=-1", "-c", "7", "--cpuset-cpus=0,2", "--cpu-quota", "5"]);
+        let expected = ResourceLimits {
+            memory_bytes: 1 << 30,
+            memory_swap_bytes: -1,
+            cpu_shares: 7,
+            cpu_quota: 5,
+            cpuset_cpus: "0,2".into(),
+            ..ResourceLimits::default()
+        };
+        assert_eq!(plan.request.resources, expected);
+        let plan = accepted(&["--memory=1g", "--resource=memory=2g,cpuset-mems=0", "--cpu-period=9"]);
+        let resources = plan.request.resources;
+        assert_eq!((resources.memory_bytes, resources.cpu_period, &*resources.cpuset_mems), (2 << 30, 9, "0"));
+        for args in [["--cpu-shares", "many"], ["--memory", "-5"], ["--cpuset-mems", "x"], ["--memory-swap", "1g"]] {
+            assert_eq!(try_plan(&args).map(|_| ()).map_err(|(code, _)| code), Err(2), "{args:?}");
+        }
+        let plan = accepted(&["--network=host", "--add-host", "h:host-gateway"]);
+        assert_eq!(plan.request.extra_hosts, [("h".to_owned(), "127.0.0.1".to_owned())]);
     }
 
     #[test]
