@@ -9,6 +9,7 @@ mod cache;
 mod cancel;
 mod debian;
 mod identical;
+mod mounts;
 mod outputs;
 mod progress;
 

@@ -78,9 +78,7 @@ pub(super) async fn bases(parts: &Arc<Parts>, vertex: &Vertex, inputs: Vec<Outpu
     let mut outputs = Vec::with_capacity(inputs.len());
     for (index, input) in inputs.into_iter().enumerate() {
         outputs.push(match input {
-            Output::Context(context) if is_base(vertex.op(), index) => {
-                Output::Snapshot(whole(parts, &context).await?)
-            }
+            Output::Context(context) if is_base(vertex.op(), index) => Output::Snapshot(whole(parts, &context).await?),
             other => other,
         });
     }
@@ -100,7 +98,8 @@ fn is_base(op: &Op, index: usize) -> bool {
 /// Whether a file operation changes an input, or looks names of owners up in it.
 fn changes(file: &FileOp, index: usize) -> bool {
     use build_engine_graph::FileActionKind::{Copy, Mkdir, Mkfile, Rm, Symlink};
-    let named = |user: &Option<UserRef>| matches!(user, Some(UserRef::Name { input: Some(input), .. }) if *input == index);
+    let named =
+        |user: &Option<UserRef>| matches!(user, Some(UserRef::Name { input: Some(input), .. }) if *input == index);
     let names = |owner: &Option<Owner>| owner.as_ref().is_some_and(|owner| named(&owner.user) || named(&owner.group));
     file.actions.iter().any(|action| {
         action.input == Some(index)

@@ -343,7 +343,12 @@ impl BuildOps {
             events.emit(Event::Log { vertex: vertex.digest().clone(), stream, text, at: clock::now() });
         })
         .await?;
-        drop(in_use);
+        spawn(move || {
+            // Cache mounts are free from here on, and what was written to others goes.
+            drop(in_use);
+            Ok(())
+        })
+        .await?;
         self.note(vertex, &exit.notes, &*events);
         let code = exit.status.code();
         let valid: &[i32] = if exec.meta.valid_exit_codes.is_empty() { &[0] } else { &exec.meta.valid_exit_codes };
@@ -494,7 +499,7 @@ fn mounts_of(
     prepared: &mounts::Prepared,
     binds: &mut Vec<OwnedFd>,
 ) -> Result<Vec<sandbox::Mount>, StepError> {
-    let mut mounts = Vec::new();
+    let mut found = Vec::new();
     for (index, mount) in exec.mounts.iter().enumerate().filter(|(_, mount)| mount.dest != "/") {
         let source = match &mount.kind {
             MountKind::Tmpfs { size } => sandbox::MountSource::Tmpfs { size_bytes: u64::try_from(*size).unwrap_or(0) },
@@ -503,9 +508,9 @@ fn mounts_of(
                 return Err(internal("a mount of a kind that was not refused"));
             }
         };
-        mounts.push(sandbox::Mount { dest: mount.dest.clone(), readonly: mount.readonly, source });
+        found.push(sandbox::Mount { dest: mounts::target(mount)?, readonly: mount.readonly, source });
     }
-    Ok(mounts)
+    Ok(found)
 }
 
 pub(super) fn open_path(path: &Path) -> Result<OwnedFd, StepError> {
