@@ -11,6 +11,7 @@ mod checks;
 mod debian;
 mod hostile;
 mod identical;
+mod mounts;
 mod outputs;
 mod platforms;
 mod progress;

@@ -64,8 +64,9 @@ impl SetupError {
     /// host lacks or denies something.
     pub fn is_of_the_image(&self) -> bool {
         let phases = ["resolve the user", "read /etc/", "make the working directory", "enter the working directory"];
-        // What a mount shows, or where, is not there.
-        let missing = matches!(self.errno, libc::ENOENT | libc::ENOTDIR) && self.phase.starts_with("mount \"");
+        // What a mount shows, or where, is not there, is of another kind, or cannot be made there.
+        let missing =
+            matches!(self.errno, libc::ENOENT | libc::ENOTDIR | libc::EROFS) && self.phase.starts_with("mount \"");
         missing || phases.iter().any(|phase| self.phase.starts_with(phase))
     }
 

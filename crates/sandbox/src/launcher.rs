@@ -311,7 +311,11 @@ fn check(spec: &StepSpec, fds: &StepFds) -> Result<(), SandboxError> {
             MountSource::Layers { fds, .. } => fds,
             MountSource::Tmpfs { .. } | MountSource::File { .. } => &[],
         };
-        if indexes.iter().any(|&index| index >= fds.binds.len()) {
+        let changes = match &mount.source {
+            MountSource::Layers { changes: Some(changes), .. } => Some(changes.fd),
+            _ => None,
+        };
+        if indexes.iter().chain(&changes).any(|&index| index >= fds.binds.len()) {
             return refuse(format!("mount at {:?} refers to a descriptor that was not given", mount.dest));
         }
         if matches!(&mount.source, MountSource::Layers { fds, .. } if fds.is_empty()) {

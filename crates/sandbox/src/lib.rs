@@ -40,6 +40,6 @@ pub use helper::{HELPER_ARG, helper_main};
 pub use inherit::inherited_fd;
 pub use launcher::{Killer, Launcher, Step};
 pub use spec::{
-    Capabilities, Confinement, Exit, ExitStatus, Limits, Mount, MountSource, Network, Root, StepFds, StepSpec, Swap,
-    Ulimit, Usage,
+    Capabilities, Changes, Confinement, Exit, ExitStatus, Limits, Mount, MountSource, Network, Root, StepFds, StepSpec,
+    Swap, Ulimit, Usage,
 };

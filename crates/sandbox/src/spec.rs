@@ -119,13 +119,15 @@ pub enum MountSource {
         /// Index into [`StepFds::binds`].
         fd: usize,
     },
-    /// An overlay of several trees, whose changes are kept in memory and thrown away: indexes into
-    /// [`StepFds::binds`], lowest first. (A bind mount of a snapshot with more than one layer.)
+    /// An overlay of several trees, whose changes are thrown away: indexes into [`StepFds::binds`], lowest first. (A bind
+    /// mount of a snapshot.)
     Layers {
         /// Indexes into [`StepFds::binds`], lowest first.
         fds: Vec<usize>,
         /// Path inside the merged tree that is mounted; empty means its root. Resolved inside the tree.
         selector: String,
+        /// Where changes go until then, unless the mount is read-only; `None` means memory.
+        changes: Option<Changes>,
     },
     /// Memory.
     Tmpfs {
@@ -144,6 +146,18 @@ pub enum MountSource {
         /// Group inside the container.
         gid: u32,
     },
+}
+
+/// Where the changes of a [`MountSource::Layers`] go, on a disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Changes {
+    /// A directory: index into [`StepFds::binds`].
+    pub fd: usize,
+    /// Name of the directory of changes in it.
+    pub upper: String,
+    /// Name of the work directory in it, which is empty and serves one step.
+    pub work: String,
 }
 
 /// Which network a step sees.

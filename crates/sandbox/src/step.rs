@@ -136,6 +136,11 @@ fn mount_all(
             sys::mount_setattr(tree.as_fd(), false, attrs, 0, None).phase(phase())?;
         }
         let point = target.mount_point(&mount.dest, directory).phase(phase())?;
+        if is_directory(&point) != directory {
+            let (what, on) = if directory { ("a directory", "a file") } else { ("a file", "a directory") };
+            let detail = Some(format!("{what} cannot be mounted on {on}"));
+            return Err(SetupError { phase: phase(), errno: libc::ENOTDIR, detail, is_limit: false });
+        }
         attach(&tree, &point).phase(phase())?;
     }
     restrict(spec, &target)?;
@@ -185,7 +190,7 @@ fn root(spec: &StepSpec, trees: &Trees, bench: &mut Workbench) -> Result<OwnedFd
         Root::Overlay { upper, work } => {
             let place = bench.place(active()?).phase("attach the directory of changes")?;
             for name in [upper, work] {
-                if name.is_empty() || name.contains('/') || name == ".." || name == "." {
+                if !is_name(name) {
                     return Err(SetupError::detail(phase, format!("{name:?} is not a directory's name")));
                 }
             }
@@ -200,6 +205,11 @@ fn root(spec: &StepSpec, trees: &Trees, bench: &mut Workbench) -> Result<OwnedFd
     let (_, point) = bench.make_dir().phase(phase)?;
     attach(&root, &point).phase(phase)?;
     Ok(root)
+}
+
+/// Whether `name` is one name, which leads nowhere else.
+fn is_name(name: &str) -> bool {
+    !(name.is_empty() || name.contains('/') || name == ".." || name == ".")
 }
 
 /// The tree of a mount, and whether it is a directory.
@@ -218,13 +228,22 @@ fn source(
             let directory = is_directory(&copy);
             Ok((copy, directory))
         }
-        MountSource::Layers { fds, selector } => {
+        MountSource::Layers { fds, selector, changes } => {
             let mut lower = Vec::new();
             for &fd in fds {
                 lower.push(bench.place(bind(fd)?)?);
             }
-            let work = (!readonly).then(|| Ok((bench.make_dir()?.0, bench.make_dir()?.0))).transpose();
-            let work = work.map_err(|e: Errno| std::io::Error::from(e))?;
+            let work = match changes {
+                _ if readonly => None,
+                None => Some((bench.make_dir()?.0, bench.make_dir()?.0)),
+                Some(changes) => {
+                    let place = bench.place(bind(changes.fd)?)?;
+                    if [&changes.upper, &changes.work].iter().any(|name| !is_name(name)) {
+                        return Err(std::io::Error::from(std::io::ErrorKind::InvalidInput));
+                    }
+                    Some((format!("{place}/{}", changes.upper), format!("{place}/{}", changes.work)))
+                }
+            };
             let changes = work.as_ref().map(|(upper, work)| (upper.as_str(), work.as_str()));
             let merged = bench.overlay(&lower, changes, MountAttrFlags::MOUNT_ATTR_NODEV)?;
             let selector = selector.trim_start_matches('/');

@@ -604,7 +604,7 @@ const CASES: &[Case] = &[
         );
         let mount = |dest: &str, readonly, source| Mount { dest: dest.into(), readonly, source };
         spec.mounts = vec![
-            mount("/merged", false, MountSource::Layers { fds: vec![0, 1], selector: "/sub".into() }),
+            mount("/merged", false, MountSource::Layers { fds: vec![0, 1], selector: "/sub".into(), changes: None }),
             mount("/ro", true, MountSource::Bind { fd: 0 }),
             mount("/t", false, MountSource::Tmpfs { size_bytes: 1 << 20 }),
         ];

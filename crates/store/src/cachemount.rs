@@ -294,3 +294,79 @@ fn size(copy: &Path) -> u64 {
     }
     bytes
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Ids, StoreOptions};
+
+    fn store() -> (tempfile::TempDir, Store) {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path().join("store"), &StoreOptions { ids: Ids::Full }).unwrap();
+        (dir, store)
+    }
+
+    fn spec(id: &str, sharing: Sharing) -> CacheMountSpec {
+        CacheMountSpec { id: id.into(), seed: Snapshot::scratch(), paths: vec!["/".into()], sharing }
+    }
+
+    fn write(mount: &CacheMount, name: &str) {
+        mount.tree.create_file(name, 0o644).unwrap();
+    }
+
+    fn has(mount: &CacheMount, name: &str) -> bool {
+        mount.tree.find(name, false).unwrap().is_some()
+    }
+
+    /// F1-071. Two openings of the store stand for two processes: locks belong to open files.
+    #[test]
+    fn f1_071_who_gets_which_copy() {
+        let (dir, one) = store();
+        let other = Store::open(dir.path().join("store"), &StoreOptions { ids: Ids::Full }).unwrap();
+        let take = |store: &Store, sharing| store.try_cache_mount(&spec("x", sharing)).unwrap();
+        let locked = take(&one, Sharing::Locked).unwrap();
+        write(&locked, "first");
+        assert!(take(&other, Sharing::Locked).is_none(), "a locked mount is waited for");
+        let private = take(&other, Sharing::Private).unwrap();
+        assert!(!has(&private, "first"), "a private mount is another one while the first is taken");
+        let shared = take(&other, Sharing::Shared).unwrap();
+        assert!(!has(&shared, "first"));
+        write(&shared, "shared");
+        let too = take(&one, Sharing::Shared).unwrap();
+        assert!(has(&too, "shared"), "who shares joins who shares");
+        drop((locked, private));
+        assert!(has(&take(&one, Sharing::Shared).unwrap(), "shared"), "even if another copy is free");
+        assert!(!has(&take(&one, Sharing::Locked).unwrap(), "shared"), "the shared copy is taken");
+        drop((shared, too));
+        assert!(take(&other, Sharing::Locked).is_some());
+        assert_eq!(one.usage().unwrap().cache_mounts, 3);
+    }
+
+    #[test]
+    fn f1_071_content_stays_and_ids_are_apart() {
+        let (dir, store) = store();
+        write(&store.try_cache_mount(&spec("../../x", Sharing::Shared)).unwrap().unwrap(), "file");
+        drop(store);
+        let store = Store::open(dir.path().join("store"), &StoreOptions { ids: Ids::Full }).unwrap();
+        assert!(has(&store.try_cache_mount(&spec("../../x", Sharing::Locked)).unwrap().unwrap(), "file"));
+        assert!(!has(&store.try_cache_mount(&spec("x", Sharing::Shared)).unwrap().unwrap(), "file"));
+        let names = entries(&store.path("cachemounts")).unwrap();
+        assert!(names.len() == 2 && names.iter().all(|name| name.len() == 64), "{names:?}");
+    }
+
+    #[test]
+    fn f1_071_what_is_in_use_is_not_pruned() {
+        let (_dir, store) = store();
+        let used = store.try_cache_mount(&spec("used", Sharing::Shared)).unwrap().unwrap();
+        write(&used, "file");
+        drop(store.try_cache_mount(&spec("free", Sharing::Shared)).unwrap());
+        assert_eq!(store.prune(false).unwrap().cache_mounts, 0, "only `all` removes cache mounts");
+        assert_eq!(store.prune(true).unwrap().cache_mounts, 1);
+        assert!(has(&used, "file"));
+        drop(used);
+        assert_eq!(store.prune(true).unwrap().cache_mounts, 1);
+        assert!(entries(&store.path("cachemounts")).unwrap().is_empty());
+        assert!(entries(&store.path("claims")).unwrap().is_empty());
+        assert!(entries(&store.path("work")).unwrap().is_empty());
+    }
+}

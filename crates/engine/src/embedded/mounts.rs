@@ -9,13 +9,14 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use build_engine_graph::{CacheSharing, Event, EventSink, ExecOp, Mount, MountKind, Vertex};
 use build_engine_oci::Digest;
 use build_engine_sandbox as sandbox;
-use build_engine_store::{CacheMount, CacheMountSpec, Sharing, Snapshot, Store};
+use build_engine_store::{ActiveLayer, CacheMount, CacheMountSpec, Sharing, Snapshot, Store};
 
 use super::materialize::{self, expect_snapshot};
 use super::ops::{Output, Parts, StepError, internal, open_path, spawn};
@@ -31,6 +32,8 @@ const PATIENCE: Duration = Duration::from_millis(50);
 #[derive(Default)]
 pub(super) struct Prepared {
     trees: BTreeMap<usize, Tree>,
+    /// What steps write to snapshots until it is thrown away.
+    changes: Mutex<Vec<ActiveLayer>>,
 }
 
 enum Tree {
@@ -50,6 +53,17 @@ impl Prepared {
         binds: &mut Vec<OwnedFd>,
     ) -> Result<sandbox::MountSource, StepError> {
         match self.trees.get(&index).ok_or_else(|| internal("a mount was not prepared"))? {
+            Tree::Snapshot(snapshot, selector) if snapshot.layers().is_empty() => {
+                if !build_engine_rootfs::clean(selector).as_os_str().is_empty() {
+                    let message = format!("`{selector}` cannot be mounted at `{}`: its source is empty", mount.dest);
+                    return Err(StepError::new(ExitKind::Input, Report::new("not-found", message)));
+                }
+                let failed = |error| StepError::store("cannot prepare an empty mount", &error);
+                let active = store.active_layer(snapshot).map_err(failed)?;
+                binds.push(open_path(&active.dir())?);
+                self.keep(active);
+                Ok(sandbox::MountSource::Bind { fd: binds.len() - 1 })
+            }
             Tree::Snapshot(snapshot, selector) => {
                 let layers = store.layer_dirs(snapshot);
                 let layers = layers.map_err(|error| StepError::store("cannot read what is mounted", &error))?;
@@ -57,7 +71,9 @@ impl Prepared {
                 for layer in &layers {
                     binds.push(open_path(layer)?);
                 }
-                Ok(sandbox::MountSource::Layers { fds: (first..binds.len()).collect(), selector: selector.clone() })
+                let fds = (first..binds.len()).collect();
+                let changes = if mount.readonly { None } else { Some(self.changes(store, snapshot, binds)?) };
+                Ok(sandbox::MountSource::Layers { fds, selector: selector.clone(), changes })
             }
             Tree::Cache(cache, selector) => {
                 binds.push(cache.open(selector).map_err(|error| not_there(mount, selector, &error))?);
@@ -65,6 +81,43 @@ impl Prepared {
             }
         }
     }
+}
+
+impl Prepared {
+    /// Keeps a tree until the run has ended.
+    fn keep(&self, active: ActiveLayer) {
+        self.changes.lock().unwrap_or_else(PoisonError::into_inner).push(active);
+    }
+
+    /// A place on the disk for what a step writes to a snapshot: memory would be too small for a build in its sources.
+    fn changes(
+        &self,
+        store: &Store,
+        snapshot: &Snapshot,
+        binds: &mut Vec<OwnedFd>,
+    ) -> Result<sandbox::Changes, StepError> {
+        let failed = |error| StepError::store("cannot prepare a writable mount", &error);
+        let active = store.active_layer(snapshot).map_err(failed)?;
+        let (upper, work) = (active.dir(), active.new_work_dir().map_err(failed)?);
+        let name = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned());
+        let parent = upper.parent().ok_or_else(|| internal("a layer stands in no directory"))?;
+        binds.push(open_path(parent)?);
+        let (Some(upper), Some(work)) = (name(&upper), name(&work)) else {
+            return Err(internal("a directory of a layer has no name"));
+        };
+        self.keep(active);
+        Ok(sandbox::Changes { fd: binds.len() - 1, upper, work })
+    }
+}
+
+/// Where a mount goes: its target, cleaned as text, as runc does it. (`/..` is the root, whatever links there are.)
+pub(super) fn target(mount: &Mount) -> Result<String, StepError> {
+    let clean = build_engine_rootfs::clean(&mount.dest);
+    if clean.as_os_str().is_empty() {
+        let report = Report::new("mount", format!("invalid mount target `{}`: it is the root", mount.dest));
+        return Err(StepError::new(ExitKind::Input, report));
+    }
+    Ok(format!("/{}", clean.to_string_lossy()))
 }
 
 fn not_there(mount: &Mount, selector: &str, error: &build_engine_rootfs::Error) -> StepError {

@@ -393,7 +393,13 @@ impl BuildOps {
             },
         )
         .await?;
-        drop((spec, serving, in_use));
+        drop((spec, serving));
+        spawn(move || {
+            // Cache mounts are free from here on, and what was written to others goes.
+            drop(in_use);
+            Ok(())
+        })
+        .await?;
         self.note(vertex, &exit.notes, &*events);
         self.fallbacks.lock().unwrap_or_else(std::sync::PoisonError::into_inner).extend(exit.notes.iter().cloned());
         let code = exit.status.code();
@@ -583,19 +589,19 @@ fn mounts_of(
     binds: &mut Vec<OwnedFd>,
     proxies: &mut Vec<agent::Proxy>,
 ) -> Result<Vec<sandbox::Mount>, StepError> {
-    let mut mounts = Vec::new();
+    let mut found = Vec::new();
     for (index, mount) in exec.mounts.iter().enumerate().filter(|(_, mount)| mount.dest != "/") {
         let source = match &mount.kind {
             MountKind::Tmpfs { size } => sandbox::MountSource::Tmpfs { size_bytes: u64::try_from(*size).unwrap_or(0) },
             MountKind::Bind | MountKind::Cache { .. } => prepared.source(store, index, mount, binds)?,
             MountKind::Secret(_) | MountKind::Ssh(_) => {
-                mounts.extend(given.mount(active, mount, binds, proxies)?);
+                found.extend(given.mount(active, mount, binds, proxies)?);
                 continue;
             }
         };
-        mounts.push(sandbox::Mount { dest: mount.dest.clone(), readonly: mount.readonly, source });
+        found.push(sandbox::Mount { dest: mounts::target(mount)?, readonly: mount.readonly, source });
     }
-    Ok(mounts)
+    Ok(found)
 }
 
 pub(super) fn open_path(path: &Path) -> Result<OwnedFd, StepError> {
