@@ -149,6 +149,14 @@ impl Patterns {
             at = self.nodes[at as usize].suffix;
         }
     }
+
+    /// How many of the last bytes begin a pattern that is not complete. What is complete is known already.
+    fn waits_for(&self, mut at: u32) -> u32 {
+        while at != 0 && self.nodes[at as usize].child == 0 {
+            at = self.nodes[at as usize].suffix;
+        }
+        self.nodes[at as usize].depth
+    }
 }
 
 /// Adds everything that `value` may look like.
@@ -286,7 +294,7 @@ impl Mask {
             return Cow::Borrowed(bytes);
         }
         self.read(bytes);
-        let depth = self.patterns.as_ref().map_or(0, |patterns| patterns.nodes[self.at as usize].depth);
+        let depth = self.patterns.as_ref().map_or(0, |patterns| patterns.waits_for(self.at));
         let sure = if bytes.is_empty() { self.position } else { self.position - u64::from(depth) };
         Cow::Owned(self.release(sure))
     }

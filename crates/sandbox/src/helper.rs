@@ -102,6 +102,8 @@ fn take_control() -> io::Result<OwnedFd> {
 
 fn run(control: &OwnedFd, envelope: Envelope, mut fds: Vec<OwnedFd>) -> Result<Outcome, SetupError> {
     let Envelope { spec, ids, lower, active, template, filter, cgroup_prefix, prepared, network_note } = envelope;
+    // A core file would have the step's secrets in it.
+    let _ = sys::set_limit(libc::RLIMIT_CORE, 0, 0);
     let mut notes = Vec::new();
     let before_binds = lower + usize::from(active) + usize::from(template) + usize::from(prepared);
     if fds.len() < before_binds {
@@ -125,6 +127,9 @@ fn run(control: &OwnedFd, envelope: Envelope, mut fds: Vec<OwnedFd>) -> Result<O
 
     let mut trees = Trees::prepare(&fds, active.as_ref(), &binds, template.as_ref(), &mut notes)?;
     drop((fds, active, binds));
+    if ids == Ids::Shifted {
+        trees.add_files(&spec.mounts);
+    }
     let group = Group::create(&cgroup_prefix, &spec.cgroup_parent, &spec.limits, &mut notes);
 
     let mut network = spec.network;
@@ -194,6 +199,10 @@ fn run(control: &OwnedFd, envelope: Envelope, mut fds: Vec<OwnedFd>) -> Result<O
     if namespaces.is_empty() {
         write_maps(ids, child.pid())?;
     }
+    // The step has what it needs; what is secret in it is nobody's to read here. Not earlier, since the maps of a process
+    // that is not dumpable belong to the host's root.
+    drop(spec);
+    let _ = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
     group.attach(child.pid(), &mut notes);
     let started = wire::send(&ours, &Go { network }, &[]);
     let mut watch = Watch { control, child, killed: false };
