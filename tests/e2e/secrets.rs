@@ -12,6 +12,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use build_engine_testkit::engine::Who;
 use build_engine_testkit::peers::output;
+use build_engine_testkit::{Unavailable, available};
 
 use crate::Bench;
 
@@ -59,7 +60,7 @@ fn holders(dir: &Path, needles: &[&[u8]], found: &mut Vec<PathBuf>) {
 }
 
 fn contains(bytes: &[u8], needle: &[u8]) -> bool {
-    bytes.windows(needle.len()).any(|window| window == needle)
+    memchr::memmem::find(bytes, needle).is_some()
 }
 
 /// Looks into the arguments and environments of all processes until it is stopped.
@@ -156,6 +157,32 @@ fn s01_s04_a_secret_is_in_no_output_file_or_process() {
         let dir = bench.engine.work();
         holders(dir.parent().unwrap(), &needles, &mut found);
         assert!(found.is_empty(), "{who:?}: {found:?}");
+    }
+}
+
+/// S04: a variable that a secret comes from is in the environment of the process that was given it, and in no other.
+#[test]
+fn s04_a_variable_stays_with_the_process_that_was_given_it() {
+    for who in WHO {
+        let Some(bench) = Bench::new(who) else { continue };
+        let token = canary();
+        let dockerfile = "FROM base\nRUN --mount=type=secret,id=TOKEN test -s /run/secrets/TOKEN; echo on; sleep 2\n";
+        let context = bench.engine.context("variable", &[("Dockerfile", dockerfile)]).unwrap();
+        let log = bench.engine.work().join("log");
+        let mut command = bench.engine.command(bench.args(&context, &["--secret=id=TOKEN"]));
+        let mut child = command.env("TOKEN", &token).stderr(fs::File::create(&log).unwrap()).spawn().unwrap();
+        while !fs::read_to_string(&log).unwrap().lines().any(|line| line.ends_with(" on")) {
+            assert!(child.try_wait().unwrap().is_none(), "{who:?}: {}", fs::read_to_string(&log).unwrap());
+            std::thread::yield_now();
+        }
+        let mut found = Vec::new();
+        for process in fs::read_dir("/proc").unwrap().flatten() {
+            if contains(&fs::read(process.path().join("environ")).unwrap_or_default(), token.as_bytes()) {
+                found.push(process.file_name().to_string_lossy().into_owned());
+            }
+        }
+        assert_eq!(found, [child.id().to_string()], "{who:?}");
+        assert!(child.wait().unwrap().success(), "{who:?}: {}", fs::read_to_string(&log).unwrap());
     }
 }
 
@@ -261,10 +288,8 @@ impl Agent {
         let (socket, key) = (bench.engine.work().join("agent"), bench.engine.work().join("id"));
         let _ = fs::remove_file(&key);
         let mut keygen = Command::new("ssh-keygen");
-        let Ok(_) = output(keygen.args(["-q", "-t", "ed25519", "-N", "", "-C", "canary", "-f"]).arg(&key)) else {
-            println!("SKIPPED: no ssh-keygen");
-            return None;
-        };
+        let made = output(keygen.args(["-q", "-t", "ed25519", "-N", "", "-C", "canary", "-f"]).arg(&key));
+        available(made.map_err(|error| Unavailable(format!("no ssh-keygen: {error:#}")).into()))?;
         let child =
             Command::new("ssh-agent").arg("-D").arg("-a").arg(&socket).stdout(std::process::Stdio::null()).spawn();
         let agent = Agent { child: child.unwrap(), socket, key };
@@ -315,8 +340,9 @@ fn s07_a_step_lists_keys_and_signs_and_can_do_nothing_else() {
             RUN --mount=type=ssh,target=/deep/sock,mode=0666 ssh-keygen -q -Y sign -f /id.pub -n test /data && ls /data.sig\n\
             RUN test ! -e /run/buildkit && test ! -e /deep\n";
         let context = bench.engine.context("ssh", &[("Dockerfile", dockerfile), ("id.pub", &public)]).unwrap();
-        if openssh(&context).is_none() {
-            println!("SKIPPED: s07: OpenSSH of this machine cannot be copied");
+        let tools =
+            openssh(&context).ok_or_else(|| Unavailable("OpenSSH of this machine cannot be copied".into()).into());
+        if available(tools).is_none() {
             return;
         }
         bench.engine.adopt(&context).unwrap();

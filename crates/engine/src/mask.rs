@@ -71,11 +71,11 @@ impl Patterns {
         for value in values {
             forms(value, &mut texts);
         }
-        Self::new(texts)
+        Self::new(&texts)
     }
 
     /// These texts as they are.
-    fn new(texts: BTreeSet<Vec<u8>>) -> Option<Self> {
+    fn new(texts: &BTreeSet<Vec<u8>>) -> Option<Self> {
         let mut patterns = Self { first: Box::new([0; 256]), nodes: vec![Node::default()] };
         for text in texts.iter().filter(|text| !text.is_empty()) {
             patterns.add(text);
@@ -169,7 +169,7 @@ fn forms(value: &[u8], texts: &mut BTreeSet<Vec<u8>>) {
         texts.insert(text.to_vec());
         base64_forms(text, texts);
     }
-    let lines = || essence.split(|byte| *byte == b'\n').map(|line| line.trim_ascii());
+    let lines = || essence.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii);
     if essence.contains(&b'\n') {
         texts.extend(lines().filter(|line| line.len() >= MIN_LINE_BYTES).map(<[u8]>::to_vec));
     }
@@ -444,7 +444,7 @@ mod tests {
             cuts.sort_unstable();
             let pieces: Vec<&[u8]> = cuts.windows(2).map(|pair| &text.as_bytes()[pair[0]..pair[1]]).collect();
             // Equal patterns under another address, as when a further secret is asked for, change nothing either.
-            let patterns = || Arc::new(Patterns::of_values(values.iter().map(|value| value.as_bytes())).unwrap());
+            let patterns = || Arc::new(Patterns::of_values(values.iter().map(String::as_bytes)).unwrap());
             let mut mask = Mask::default();
             mask.look_for(&patterns());
             let mut out = Vec::new();
