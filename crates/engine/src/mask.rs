@@ -71,11 +71,11 @@ impl Patterns {
         for value in values {
             forms(value, &mut texts);
         }
-        Self::new(texts)
+        Self::new(&texts)
     }
 
     /// These texts as they are.
-    fn new(texts: BTreeSet<Vec<u8>>) -> Option<Self> {
+    fn new(texts: &BTreeSet<Vec<u8>>) -> Option<Self> {
         let mut patterns = Self { first: Box::new([0; 256]), nodes: vec![Node::default()] };
         for text in texts.iter().filter(|text| !text.is_empty()) {
             patterns.add(text);
@@ -149,6 +149,14 @@ impl Patterns {
             at = self.nodes[at as usize].suffix;
         }
     }
+
+    /// How many of the last bytes begin a pattern that is not complete. What is complete is known already.
+    fn waits_for(&self, mut at: u32) -> u32 {
+        while at != 0 && self.nodes[at as usize].child == 0 {
+            at = self.nodes[at as usize].suffix;
+        }
+        self.nodes[at as usize].depth
+    }
 }
 
 /// Adds everything that `value` may look like.
@@ -161,7 +169,7 @@ fn forms(value: &[u8], texts: &mut BTreeSet<Vec<u8>>) {
         texts.insert(text.to_vec());
         base64_forms(text, texts);
     }
-    let lines = || essence.split(|byte| *byte == b'\n').map(|line| line.trim_ascii());
+    let lines = || essence.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii);
     if essence.contains(&b'\n') {
         texts.extend(lines().filter(|line| line.len() >= MIN_LINE_BYTES).map(<[u8]>::to_vec));
     }
@@ -286,7 +294,7 @@ impl Mask {
             return Cow::Borrowed(bytes);
         }
         self.read(bytes);
-        let depth = self.patterns.as_ref().map_or(0, |patterns| patterns.nodes[self.at as usize].depth);
+        let depth = self.patterns.as_ref().map_or(0, |patterns| patterns.waits_for(self.at));
         let sure = if bytes.is_empty() { self.position } else { self.position - u64::from(depth) };
         Cow::Owned(self.release(sure))
     }
@@ -436,7 +444,7 @@ mod tests {
             cuts.sort_unstable();
             let pieces: Vec<&[u8]> = cuts.windows(2).map(|pair| &text.as_bytes()[pair[0]..pair[1]]).collect();
             // Equal patterns under another address, as when a further secret is asked for, change nothing either.
-            let patterns = || Arc::new(Patterns::of_values(values.iter().map(|value| value.as_bytes())).unwrap());
+            let patterns = || Arc::new(Patterns::of_values(values.iter().map(String::as_bytes)).unwrap());
             let mut mask = Mask::default();
             mask.look_for(&patterns());
             let mut out = Vec::new();

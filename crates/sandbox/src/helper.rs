@@ -105,6 +105,8 @@ fn take_control() -> io::Result<OwnedFd> {
 fn run(control: &OwnedFd, envelope: Envelope, mut fds: Vec<OwnedFd>) -> Result<Outcome, SetupError> {
     let Envelope { spec, ids, lower, active, template, filter, cgroup_prefix, prepared, emulator, network_note } =
         envelope;
+    // A core file would have the step's secrets in it.
+    let _ = sys::set_limit(libc::RLIMIT_CORE, 0, 0);
     let mut notes = Vec::new();
     let before_binds = lower + [active, template, prepared, emulator].map(usize::from).iter().sum::<usize>();
     if fds.len() < before_binds {
@@ -135,6 +137,9 @@ fn run(control: &OwnedFd, envelope: Envelope, mut fds: Vec<OwnedFd>) -> Result<O
         trees.add_emulator(&emulator)?;
     }
     drop((fds, active, binds));
+    if ids == Ids::Shifted {
+        trees.add_files(&spec.mounts);
+    }
     let group = Group::create(&cgroup_prefix, &spec.cgroup_parent, &spec.limits, &mut notes);
 
     let mut network = spec.network;
@@ -204,8 +209,13 @@ fn run(control: &OwnedFd, envelope: Envelope, mut fds: Vec<OwnedFd>) -> Result<O
     if namespaces.is_empty() {
         write_maps(ids, child.pid())?;
     }
+    // The step has what it needs; what is secret in it is nobody's to read here. Not earlier, since the maps of a process
+    // that is not dumpable belong to the host's root.
+    let strict = spec.strict;
+    drop(spec);
+    let _ = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
     group.attach(child.pid(), &mut notes);
-    if spec.strict && !notes.is_empty() {
+    if strict && !notes.is_empty() {
         return Err(SetupError::strict(&notes));
     }
     let started = wire::send(&ours, &Go { network }, &[]);

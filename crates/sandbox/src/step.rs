@@ -128,9 +128,15 @@ fn mount_all(
         let point = target.mount_point(path, false).phase(phase())?;
         attach(&file, &point).phase(phase())?;
     }
-    for mount in &spec.mounts {
+    let files = trees.files.as_ref().map(|files| bench.place(files)).transpose().phase("attach the files")?;
+    for (index, mount) in spec.mounts.iter().enumerate() {
         let phase = || format!("mount {:?}", mount.dest);
-        let (tree, directory) = source(&mount.source, mount.readonly, trees, &mut bench).phase(phase())?;
+        let (tree, directory) = match (&mount.source, &files) {
+            (MountSource::File { .. }, Some(place)) => {
+                (bench.placed_file(&format!("{place}/{index}"), mount.readonly).phase(phase())?, false)
+            }
+            (other, _) => source(other, mount.readonly, trees, &mut bench).phase(phase())?,
+        };
         if mount.readonly {
             let attrs = u64::from(MountAttrFlags::MOUNT_ATTR_RDONLY.bits());
             sys::mount_setattr(tree.as_fd(), false, attrs, 0, None).phase(phase())?;

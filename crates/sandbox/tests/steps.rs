@@ -588,6 +588,25 @@ const CASES: &[Case] = &[
         assert_eq!(fs::read_to_string(cache.join("file")).unwrap(), "hit\n");
         assert_eq!(fs::metadata(cache.join("file")).unwrap().uid(), 0);
     }),
+    ("s06_files_are_in_memory_with_their_owner_and_never_swapped_where_that_can_be", |lab| {
+        let mut spec = spec("stat -c '%a %u %g' /f /g; grep ' /f ' /proc/self/mountinfo; echo x > /f; cat /g");
+        for (dest, uid) in [("/f", 0), ("/g", 7)] {
+            let source = MountSource::File { content: dest.into(), mode: 0o440, uid, gid: uid };
+            spec.mounts.push(Mount { dest: dest.into(), readonly: true, source });
+        }
+        let ran = lab.run_on(&spec, &[&lab.store.join("base")], &[]);
+        let lines: Vec<&str> = ran.out.lines().collect();
+        let owner = if lab.entered.mode == Mode::OneUid { "440 0 0" } else { "440 7 7" };
+        assert_eq!(lines[..2], ["440 0 0", owner]);
+        assert!(lines[2].contains(" ro,nosuid,nodev,noexec") && lines[2].contains(" - tmpfs "), "{}", lines[2]);
+        assert_eq!(lines[3], "/g");
+        let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+        let mut version = release.split('.').map(|part| part.parse().unwrap_or(0u32));
+        let knows_noswap = (version.next(), version.next()) >= (Some(6), Some(4));
+        if lab.entered.mode == Mode::Root && knows_noswap {
+            assert!(lines[2].contains("noswap"), "{}", lines[2]);
+        }
+    }),
     ("stubs_that_the_command_fills_or_replaces_are_its_own", |lab| {
         let ran = lab.sh("echo kept > /etc/kept; mkdir -p /var/x");
         ran.ok();

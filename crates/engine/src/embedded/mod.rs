@@ -130,7 +130,11 @@ impl Embedded {
         let (near, far) = UnixStream::pair().map_err(|error| failed(&error))?;
         let far = OwnedFd::from(far);
         fcntl_setfd(&far, FdFlags::empty()).map_err(|error| failed(&error.into()))?;
+        // The worker reads no variable; what may be secret in them stays here. Programs are still found as here.
+        let path = std::env::join_paths(&auth.path).ok().filter(|path| !path.is_empty());
         let child = Command::new("/proc/self/exe")
+            .env_clear()
+            .envs(path.map(|path| ("PATH", path)))
             .arg(WORKER_ARG)
             .arg(far.as_raw_fd().to_string())
             .args((options.user_namespace == UserNamespace::Host).then_some(worker::HOST_USERNS))
@@ -388,7 +392,8 @@ fn connect(
                     let of = |call: &Pending| (Arc::clone(&call.session), Arc::clone(&call.ended.0));
                     let (session, ended) = call.and_then(|id| lock(&pending).get(&id).map(of)).unwrap_or_default();
                     let (auth, replies) = (auth.clone(), replies.clone());
-                    tokio::task::spawn_blocking(move || {
+                    // A thread of its own: the runtime's end waits for blocking tasks, and an agent may wait for its user.
+                    std::thread::spawn(move || {
                         let result = answers::answer(wanted, &session, &auth, &ended);
                         if let Some(replies) = replies.upgrade() {
                             // A closed channel means that the worker is gone.
