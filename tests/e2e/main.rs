@@ -11,6 +11,7 @@ mod debian;
 mod identical;
 mod outputs;
 mod progress;
+mod remote;
 
 use std::fs;
 use std::path::{Path, PathBuf};
