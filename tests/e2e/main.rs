@@ -15,6 +15,7 @@ mod mounts;
 mod outputs;
 mod platforms;
 mod progress;
+mod remote;
 mod secrets;
 
 use std::fs;

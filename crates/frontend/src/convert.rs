@@ -26,6 +26,7 @@ use crate::draft::{Draft, Output, State};
 use crate::env::{self, Env};
 use crate::name;
 use crate::outline::{Captured, Outline};
+use crate::remote::MainContext;
 use crate::request::{Answer, Answers, BaseImage, PlatformResult, Question, Request};
 use crate::stage::{self, Base, Command, Stage, StageId};
 
@@ -659,7 +660,7 @@ impl<'a> Converter<'a> {
                 new |= self.take_triggers(*id);
             }
             if !new {
-                if self.uses_context(&reachable) {
+                if self.settings.request.context == MainContext::Local && self.uses_context(&reachable) {
                     let _ = self.ignore_patterns();
                 }
                 return reachable;

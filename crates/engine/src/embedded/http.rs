@@ -87,7 +87,8 @@ impl Http {
 
     /// What a source stands for now. Asked twice, the answer is the same.
     pub(super) async fn resolve(&self, source: &SourceOp) -> Result<Arc<FetchedFile>, StepError> {
-        let key = address_key(source);
+        // With its checksum: what was found without one need not be what another source insists on.
+        let key = Digest::sha256(format!("{} {:?}", address_key(source), source.attrs.get("http.checksum")).as_bytes());
         let cell = Arc::clone(self.files.lock().unwrap_or_else(PoisonError::into_inner).entry(key).or_default());
         cell.get_or_try_init(|| async { self.look(source).await.map(Arc::new) }).await.cloned()
     }

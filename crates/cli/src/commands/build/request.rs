@@ -872,13 +872,7 @@ mod tests {
             ("--frontend-opt a=b", "--frontend-opt"),
             ("--squash", "--squash"),
             ("--security-opt x", "--security-opt"),
-            ("--build-context a=https://x/y.git", "--build-context"),
             ("--add-host a:host-gateway", "--add-host"),
-            ("--file https://x/Dockerfile", "--file"),
-            ("-- -", "CONTEXT -"),
-            ("-- https://github.com/a/b.git", "CONTEXT URL"),
-            ("-- git@github.com:a/b", "CONTEXT URL"),
-            ("-- github.com/a/b", "CONTEXT URL"),
         ] {
             let args: Vec<&str> = args.split(' ').collect();
             let (code, message) = try_plan(&args).expect_err("it is refused");
@@ -954,7 +948,9 @@ mod tests {
             "-o type=what",
             "-o type=oci",
             "-o type=oci,dest=-,tar=false",
-            "--build-arg SOURCE_DATE_EPOCH=yesterday",
+            "--build-arg SOURCE_DATE_EPOCH=-1",
+            "--build-context a=s3://bucket/x",
+            "-- s3://bucket/x",
             "-f @/missing",
             "--unknown",
             "-- @/missing",
@@ -966,6 +962,33 @@ mod tests {
             let (code, message) = try_plan(&args).expect_err(&format!("{args:?} is refused"));
             assert_eq!(code, 2, "{args:?}: {message}");
         }
+    }
+
+    /// F1-011, F1-013, as buildx decides.
+    #[test]
+    fn contexts_may_be_addresses() {
+        use DockerfileSource::{Context, Given, Url};
+        for (args, remote, dockerfile, lends) in [
+            (
+                &["--", "https://h/a/b.git#main:sub"][..],
+                "https://h/a/b.git#main:sub",
+                Context("Dockerfile".into()),
+                false,
+            ),
+            (&["--", "git@github.com:a/b"], "git@github.com:a/b", Context("Dockerfile".into()), true),
+            (&["--", "ssh://git@h/a"], "ssh://git@h/a", Context("Dockerfile".into()), true),
+            (&["--", "github.com/a/b"], "github.com/a/b", Context("Dockerfile".into()), false),
+            (&["-f", "sub/D", "--", "https://h/c.tar"], "https://h/c.tar", Context("sub/D".into()), false),
+            (&["-f", "https://h/D", "--", "git://h/a"], "git://h/a", Url("https://h/D".into()), false),
+            (&["-f", "@/Dockerfile", "--", "git://h/a"], "git://h/a", Given, false),
+        ] {
+            let request = accepted(args).request;
+            assert_eq!((request.remote_context.as_deref(), request.context), (Some(remote), None), "{args:?}");
+            assert_eq!((request.dockerfile_source, request.session.lend_agent), (dockerfile, lends), "{args:?}");
+        }
+        let request = accepted(&["--build-context=a=git@h:b", "-f", "https://h/D"]).request;
+        assert_eq!((request.dockerfile_source, request.session.lend_agent), (Url("https://h/D".into()), true));
+        assert!(request.context.is_some());
     }
 
     fn check_request(args: &[&str], field: impl Fn(&BuildRequest) -> String, expected: &Expect) {
