@@ -124,7 +124,7 @@ fn checks_find_what_buildkit_finds() {
 fn answers_are_printed_as_buildx_prints_them() {
     let (Some(peers), Some(engine)) = (available(Peers::start()), available(Engine::new(Who::Root))) else { return };
     let dockerfile = "# VERSION to take\nARG VERSION=1\nFROM scratch AS first\n\n# what all start from\n#\n# second is the one\n\
-                      FROM --platform=$BUILDPLATFORM scratch AS second\n# NAME of it\nARG NAME=${VERSION} LONG_NAME_OF_AN_ARGUMENT\n\
+                      FROM --platform=$BUILDPLATFORM scratch AS second\n# NAME of it\nARG NAME=${VERSION}\nARG LONG_NAME_OF_AN_ARGUMENT\n\
                       RUN --mount=type=secret,id=token,required --mount=type=ssh true\n\
                       COPY --from=first \\\n  a \\\n  b /\n\nFROM scratch AS last\nCOPY --from=second / /\n";
     let bad = "FROM scratch as A\nMAINTAINER <me> & \"you\"\nENV a b\n\nRUN \\\n  x \\\n\n  y\nCMD\tx\n";
@@ -135,7 +135,7 @@ fn answers_are_printed_as_buildx_prints_them() {
         write(&dir, &[("Dockerfile", text.to_owned()), ("Other", text.to_owned())]);
         for args in [
             &["--check"][..],
-            &["--call=check,ignorestatus"],
+            &["--call=check,ignorestatus=1"],
             &["--call=outline"],
             &["--call=outline", "--target=second", "--build-arg=VERSION=9"],
             &["--call=outline,format=json"],
@@ -163,6 +163,26 @@ fn answers_are_printed_as_buildx_prints_them() {
             assert_eq!(ours.code, code, "{name} {args:?}: {}\n{}", ours.stderr, theirs.stderr);
         }
     }
+}
+
+/// F1-060, F1-153: a base that is for another platform only.
+#[test]
+fn a_base_for_another_platform_is_found() {
+    let (Some(peers), Some(engine)) = (available(Peers::start()), available(Engine::new(Who::Root))) else { return };
+    let base = format!("{}/checks/arm64", peers.registry());
+    let context = engine.context("arm64", &[("Dockerfile", "FROM scratch\nCOPY Dockerfile /\n")]).unwrap();
+    let context = context.to_string_lossy().into_owned();
+    engine.ok(["build", "--platform=linux/arm64", "--push", "-t", &base, &context]).unwrap();
+    let dir = engine.work().join("check");
+    let dockerfile = format!("FROM {base} AS a\nFROM --platform=$BUILDPLATFORM {base}\nCOPY --from={base} /x /\n");
+    write(&dir, &[("Dockerfile", dockerfile)]);
+    let theirs = buildx(&peers, &dir, &["--call=check,format=json"]);
+    let dir = dir.to_string_lossy().into_owned();
+    let ours = engine.run(["build", "--call=check,format=json", &dir]).unwrap();
+    let document = |run: &Run| serde_json::from_str::<Value>(&run.stdout).unwrap_or_else(|_| panic!("{run:?}"));
+    let found = warnings(&document(&ours));
+    assert_eq!(found, warnings(&document(&theirs)), "{theirs:?}");
+    assert_eq!(found.iter().filter(|found| found.contains("InvalidBaseImagePlatform")).count(), 3, "{found:#?}");
 }
 
 /// F1-008: with `error=true` a build with findings fails before anything runs, and names the rules.

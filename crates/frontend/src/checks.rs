@@ -17,7 +17,7 @@ use build_engine_graph::Edge;
 use build_engine_oci::{ImageConfig, Platform, Reference};
 
 use crate::args;
-use crate::convert::Converter;
+use crate::convert::{Converter, Fallible};
 use crate::env::Env;
 use crate::gotext::quoted;
 use crate::name::format_platform;
@@ -61,7 +61,7 @@ pub(crate) struct Once {
 }
 
 /// The options of a Dockerfile: those of the build argument, else those of its directive.
-pub(crate) fn options(parsed: &Dockerfile, build_arg: Option<&String>) -> Result<Options, Diagnostic> {
+pub(crate) fn options(parsed: &Dockerfile, build_arg: Option<&String>) -> Fallible<Options> {
     let directive = parsed.directives.iter().find(|directive| directive.name == "check");
     let (options, origin, span) = match (build_arg, directive) {
         (Some(text), _) => {
@@ -75,6 +75,7 @@ pub(crate) fn options(parsed: &Dockerfile, build_arg: Option<&String>) -> Result
     options.map_err(|reason| {
         Diagnostic::error("invalid-check", format!("{origin}: {reason}"), span)
             .with_hint("write it without blanks, for example `# check=skip=Rule,Other;error=true`")
+            .into()
     })
 }
 
@@ -108,6 +109,11 @@ impl Converter<'_> {
         }
     }
 
+    /// Whether further findings are of no use: nobody takes them.
+    fn is_deaf(&self) -> bool {
+        self.linter.is_none_or(|linter| RefCell::borrow(linter).is_full())
+    }
+
     /// Takes a finding about the instruction being lowered.
     fn found_here(&self, rule: &Rule, message: String) {
         self.finding(rule, self.subject.span, &self.subject.comments, message);
@@ -122,6 +128,9 @@ impl Converter<'_> {
     /// Checks the variables in a `FROM`.
     pub(crate) fn check_from(&self, stage: &Declared, expanded: &Expanded) {
         for name in &expanded.unmatched {
+            if self.is_deaf() {
+                return;
+            }
             let known = || self.globals.names().chain(self.global_names.iter().map(String::as_str));
             if known().any(|known| known == name) {
                 continue;
@@ -170,11 +179,11 @@ impl Converter<'_> {
 
     /// Checks the variables in a word of an instruction.
     pub(crate) fn check_variables(&self, id: StageId, unmatched: &BTreeSet<String>) {
-        if self.linter.is_none_or(|linter| linter.borrow().is_full()) {
-            return;
-        }
         let stage = &self.stages[id];
         for name in unmatched {
+            if self.is_deaf() {
+                return;
+            }
             // An argument without a value is declared all the same.
             if stage.args.iter().any(|(known, _)| known == name) || args::NOT_IN_ENV.contains(&name.as_str()) {
                 continue;

@@ -133,7 +133,7 @@ pub(crate) struct Converter<'a> {
     /// Whether all stages are looked at, needed or not.
     all_stages: bool,
     /// Whether an outline is made.
-    outlining: bool,
+    pub(crate) outlining: bool,
     parsed: &'a Dockerfile,
     answers: &'a Answers,
     /// Whether no platform was asked for.
@@ -331,7 +331,9 @@ impl<'a> Converter<'a> {
                     }
                     (None, None) => None,
                 };
-                self.captured.global(pair, instruction.span, value.clone(), reads);
+                if self.outlining {
+                    self.captured.global(pair, instruction.span, value.clone(), reads);
+                }
                 if let Some(value) = value {
                     self.globals.set(&pair.key.value, &value);
                 }

@@ -260,8 +260,11 @@ impl<'a> Converter<'a> {
                 (None, Some(default)) => Some(self.expand(id, default, command.at(default.span))?),
                 (None, None) => self.globals.get(key).map(str::to_owned),
             };
+            let outlining = self.outlining;
             let stage = &mut self.stages[id];
-            stage.captured.argument(pair, command.instruction.span, value.clone(), is_inherited);
+            if outlining {
+                stage.captured.argument(pair, command.instruction.span, value.clone(), is_inherited);
+            }
             match &value {
                 Some(value) => {
                     if !args::NOT_IN_ENV.contains(&key.as_str()) {

@@ -77,6 +77,8 @@ struct Declared {
     value: Option<String>,
     description: Option<String>,
     span: Span,
+    /// Where its name is written, for the order within one instruction.
+    at: usize,
     /// Variables that its default reads.
     reads: BTreeSet<String>,
 }
@@ -91,7 +93,8 @@ impl Captured {
         {
             reads.extend(before.reads.iter().cloned());
         }
-        globals.insert(name, Declared { value, description: pair.comment.clone(), span, reads });
+        let at = pair.key.span.start;
+        globals.insert(name, Declared { value, description: pair.comment.clone(), span, at, reads });
     }
 
     /// What a stage begins with whose `FROM` reads `names`.
@@ -108,7 +111,8 @@ impl Captured {
     pub(crate) fn argument(&mut self, pair: &ArgPair, span: Span, value: Option<String>, is_inherited: bool) {
         let name = &pair.key.value;
         if !is_inherited {
-            let declared = Declared { value, description: pair.comment.clone(), span, reads: BTreeSet::new() };
+            let (description, at) = (pair.comment.clone(), pair.key.span.start);
+            let declared = Declared { value, description, span, at, reads: BTreeSet::new() };
             self.own.insert(name.clone(), declared);
         }
         self.used.insert(name.clone());
@@ -172,7 +176,9 @@ impl Converter<'_> {
             open.extend(stage.needs.iter().rev().map(|(need, _)| *need));
             open.extend(stage.base);
         }
-        let mut args: Vec<OutlineArg> = args
+        let mut args: Vec<(&str, &Declared)> = args.into_iter().collect();
+        args.sort_by_key(|(_, declared)| (declared.span.start, declared.at));
+        let args: Vec<OutlineArg> = args
             .into_iter()
             .map(|(name, declared)| OutlineArg {
                 name: name.to_owned(),
@@ -181,7 +187,6 @@ impl Converter<'_> {
                 span: declared.span,
             })
             .collect();
-        args.sort_by_key(|arg| arg.span.start);
         let needs = |found: BTreeMap<&str, (Span, bool)>| {
             let mut needs: Vec<OutlineNeed> = found
                 .into_iter()

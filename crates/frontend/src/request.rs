@@ -299,7 +299,7 @@ struct Run<'a> {
     warnings: Vec<Diagnostic>,
     errors: Vec<Diagnostic>,
     linter: RefCell<Linter>,
-    done: Vec<Box<Done>>,
+    done: Vec<Done>,
     source: Option<Arc<SourceFile>>,
 }
 
@@ -325,7 +325,7 @@ impl<'a> Run<'a> {
                 lint::check_text(&parsed, &found, self.linter.get_mut());
             }
             // What is to be checked is not known.
-            Err(error) => self.errors.push(error),
+            Err(error) => self.errors.push(*error),
         }
         for diagnostic in found {
             if diagnostic.is_error() {
@@ -374,7 +374,7 @@ impl<'a> Run<'a> {
                     let new: Vec<Diagnostic> = found.into_iter().filter(|error| !self.errors.contains(error)).collect();
                     self.errors.extend(new);
                 }
-                Converted::Done(done) => self.done.push(done),
+                Converted::Done(done) => self.done.push(*done),
             }
         }
         self.source = Some(settings.file);

@@ -16,7 +16,7 @@ use serde_json::{Map, Value};
 pub(crate) use self::flags::Flags;
 pub(crate) use self::flags::boolean;
 use self::request::Plan;
-pub(crate) use self::request::{language_settings, plan};
+pub(crate) use self::request::{plan, set_language};
 use super::call::{self, Call, Method};
 use crate::errors::Failure;
 use crate::output;
@@ -31,7 +31,7 @@ pub(crate) fn run(flags: Flags, settings: &Settings, env: Environment<'_>) -> Re
         plan(flags, env)?;
     if let Some(call) = call {
         let shown = call::shown_dockerfile(&request, &context, file.as_deref());
-        return answer(call, request, &shown, user_namespace, timeout, settings);
+        return answer(call, &request, &shown, user_namespace, timeout, settings);
     }
     let mode = if quiet { ProgressMode::Quiet } else { settings.progress_mode(progress)? };
     for path in [&iidfile, &metadata_file].into_iter().flatten() {
@@ -81,7 +81,7 @@ pub(crate) fn run(flags: Flags, settings: &Settings, env: Environment<'_>) -> Re
 /// Answers a question about the Dockerfile; nothing is built.
 fn answer(
     call: Call,
-    request: BuildRequest,
+    request: &BuildRequest,
     shown: &str,
     user_namespace: UserNamespace,
     timeout: Option<Duration>,
@@ -92,14 +92,14 @@ fn answer(
         Method::Check => {
             let result =
                 with_engine(settings, user_namespace, timeout, |engine| async move { engine.check(ask).await })?;
-            call::check(&result, &request, shown, call)
+            call::check(&result, request, shown, call)
         }
         Method::Outline => {
             let found =
                 with_engine(settings, user_namespace, timeout, |engine| async move { engine.outline(ask).await })?;
-            call::outline(&found, &request, call.json)
+            call::outline(&found, request, call.json)
         }
-        Method::Targets => call::targets(&request, call.json)?,
+        Method::Targets => call::targets(request, call.json)?,
         Method::Describe => call::describe(call.json),
     };
     output::print(&reply.stdout)?;

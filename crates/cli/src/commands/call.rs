@@ -381,3 +381,72 @@ pub(crate) fn describe(as_json: bool) -> Reply {
         .collect();
     Reply::of(pretty(&list))
 }
+
+#[cfg(test)]
+mod tests {
+    use expect_test::expect;
+
+    use super::*;
+
+    #[test]
+    fn methods_are_named_as_buildx_names_them() {
+        for (text, expected) in [
+            ("", None),
+            ("build", None),
+            ("check", Some(Call::CHECK)),
+            ("lint,format=text", Some(Call::CHECK)),
+            ("check,format=json", Some(Call { json: true, ..Call::CHECK })),
+            ("check,ignorestatus=1", Some(Call { ignore_status: true, ..Call::CHECK })),
+            ("outline", Some(Call { method: Method::Outline, ..Call::CHECK })),
+            ("frontend.targets", Some(Call { method: Method::Targets, ..Call::CHECK })),
+            ("subrequests.describe", Some(Call { method: Method::Describe, ..Call::CHECK })),
+        ] {
+            assert_eq!(parse_call(text), Ok(expected), "{text:?}");
+        }
+        for text in ["convertllb", "check,format=xml", "check,fun=1", "check,ignorestatus=maybe"] {
+            assert!(parse_call(text).is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_place_is_shown_with_the_lines_around_it() {
+        let source = "FROM scratch\nENV A=1\nENV \u{1b}[31mB=2\n\tC=3\nLAST\n";
+        expect![[r#"
+            Dockerfile:3
+            --------------------
+               1 |     FROM scratch
+               2 |     ENV A=1
+               3 | >>> ENV B=2
+               4 |     	C=3
+               5 |     LAST
+            --------------------
+        "#]]
+        .assert_eq(&frame("Dockerfile", source, (3, 3)));
+        expect![[r#"
+            Dockerfile:4
+            --------------------
+               3 |     ENV B=2
+               4 | >>> 	C=3
+               5 | >>> LAST
+               6 |     
+            --------------------
+        "#]]
+        .assert_eq(&frame("Dockerfile", source, (4, 5)));
+        assert_eq!(frame("Dockerfile", source, (9, 9)), "");
+    }
+
+    #[test]
+    fn the_dockerfile_is_called_as_it_is_found_from_here() {
+        let request = build_engine_engine::checks::request_without_context("Dockerfile".into(), None, String::new());
+        for (context, expected) in [
+            (".", "Dockerfile"),
+            ("./", "Dockerfile"),
+            ("a/b/", "a/b/Dockerfile"),
+            ("./a", "a/Dockerfile"),
+            ("/a", "/a/Dockerfile"),
+        ] {
+            assert_eq!(shown_dockerfile(&request, context, None), expected, "{context}");
+        }
+        assert_eq!(shown_dockerfile(&request, "a", Some("Dockerfile")), "Dockerfile");
+    }
+}

@@ -92,7 +92,7 @@ impl Command {
             Self::Lock(flags) => lock::run(flags, settings, env),
             Self::Images(command) => command.run(settings),
             Self::Cache(command) => command.run(settings),
-            Self::Validate(flags) => validate::run(flags, settings, env),
+            Self::Validate(flags) => validate::run(&flags, settings, env),
             Self::Dockerfile(command) => command.run(),
             Self::Context(command) => command.run(),
             Self::Info(flags) => info::run(&flags, settings),

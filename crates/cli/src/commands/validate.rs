@@ -13,7 +13,7 @@ use build_engine_engine::checks::{CheckResult, Finding, check_offline, request_w
 use build_engine_engine::{BuildRequest, ExitKind, UserNamespace};
 
 use self::report::{Diagnostic, Level};
-use super::build::{Flags as BuildFlags, plan};
+use super::build::{Flags as BuildFlags, plan, set_language};
 use super::{call, dockerfile};
 use crate::errors::Failure;
 use crate::output;
@@ -77,8 +77,8 @@ struct Subject {
 }
 
 /// Checks; returns the exit code.
-pub(crate) fn run(flags: Flags, settings: &Settings, env: Environment<'_>) -> Result<u8, Failure> {
-    let Flags { format, strict, .. } = flags;
+pub(crate) fn run(flags: &Flags, settings: &Settings, env: Environment<'_>) -> Result<u8, Failure> {
+    let Flags { format, strict, .. } = *flags;
     let is_directory = |path: &str| Path::new(path).is_dir();
     if flags.file.is_some() && !matches!(&flags.paths[..], [context] if is_directory(context)) {
         return Err(Failure::input("invalid-flag", "with `--file`, `validate` takes one directory: the build context")
@@ -88,7 +88,7 @@ pub(crate) fn run(flags: Flags, settings: &Settings, env: Environment<'_>) -> Re
     let mut diagnostics = Vec::new();
     let mut subjects = Vec::new();
     for path in &flags.paths {
-        match subject(path, &flags, env) {
+        match subject(path, flags, env) {
             Ok(subject) => subjects.push(subject),
             // A flag that is wrong is wrong for all of them.
             Err(failure) if failure.error.reports.iter().any(|report| report.rule == "invalid-flag") => {
@@ -169,7 +169,7 @@ fn subject(path: &str, flags: &Flags, env: Environment<'_>) -> Result<Subject, F
         }
     };
     let mut request = request_without_context(name, file, text);
-    (request.target, request.platforms, request.build_args) = super::build::language_settings(build, env)?;
+    set_language(&mut request, build, env)?;
     let file = request.dockerfile_name.clone();
     Ok(Subject { request, file, online: false, alone: true })
 }

@@ -24,34 +24,39 @@ const RESERVED: [&str; 2] = ["context", "scratch"];
 
 /// Most findings that are kept. A file with more is generated, or made to be slow; it is as wrong with these.
 const MOST_FINDINGS: usize = 2000;
+/// Most bytes of their messages, which have names of the file in them.
+const MOST_BYTES: usize = 4 << 20;
 
 /// Collects what the rules find.
 #[derive(Debug, Clone, Default)]
 pub struct Linter {
     options: Options,
     found: Vec<Diagnostic>,
+    /// Of the messages.
+    bytes: usize,
 }
 
 impl Linter {
     /// A linter that leaves out what `options` skip.
     pub fn new(options: Options) -> Self {
-        Self { options, found: Vec::new() }
+        Self { options, found: Vec::new(), bytes: 0 }
     }
 
     /// Takes a finding about the instruction at `span`, unless the rule is off for the file or by one of `comments`, the
-    /// comments directly above it; rules about the file as a whole give none. Of very many, the first 2000 are kept.
+    /// comments directly above it; rules about the file as a whole give none. Of very many, the first ones are kept.
     pub fn report(&mut self, rule: &Rule, span: Span, comments: &[String], message: impl Into<String>) {
         if self.is_full() || !self.options.with_comments(comments).allow(rule) {
             return;
         }
         let mut diagnostic = Diagnostic::warning(rule.name, message, span).with_detail(rule.description);
         diagnostic.url = rule.url();
+        self.bytes += diagnostic.message.len();
         self.found.push(diagnostic);
     }
 
     /// Whether no more findings are kept, so that none need be looked for.
     pub fn is_full(&self) -> bool {
-        self.found.len() >= MOST_FINDINGS
+        self.found.len() >= MOST_FINDINGS || self.bytes >= MOST_BYTES
     }
 
     /// What was found so far, in the order of the checks.
@@ -72,7 +77,8 @@ impl Linter {
             }
         }
         let message = format!("lint violation found for rules: {}", rules.join(", "));
-        Some(Diagnostic::error(VIOLATION, message, Span::default()))
+        let error = Diagnostic::error(VIOLATION, message, Span::default());
+        Some(error.with_hint("`check=error=true` makes findings fail; `check=skip=RULE` leaves a rule out"))
     }
 }
 

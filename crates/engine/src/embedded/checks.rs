@@ -69,7 +69,7 @@ pub fn check_offline(request: &BuildRequest) -> CheckResult {
         match frontend::check(&input, &answers) {
             Checking::Done(checked) => return result(checked, request),
             Checking::Needs(questions) => {
-                answers.extend(questions.into_iter().map(|question| assume(question, request)))
+                answers.extend(questions.into_iter().map(|question| assume(question, request)));
             }
         }
     }

@@ -167,21 +167,16 @@ pub(crate) fn plan(flags: Flags, env: Environment<'_>) -> Result<Plan, Failure> 
     })
 }
 
-/// The parts of a request that decide what a Dockerfile means by itself: target, platforms and build arguments.
+/// Sets what decides over the meaning of a Dockerfile by itself: target, platforms and build arguments.
 ///
 /// # Errors
 /// As [`plan`].
-pub(crate) fn language_settings(
-    flags: Flags,
-    env: Environment<'_>,
-) -> Result<(Option<String>, Vec<Platform>, BTreeMap<String, String>), Failure> {
+pub(crate) fn set_language(request: &mut BuildRequest, flags: Flags, env: Environment<'_>) -> Result<(), Failure> {
     let mut findings = Findings::default();
-    let build_args = build_args(&mut findings, &flags, env);
-    let platforms = platforms(&mut findings, &flags.platform);
-    if !findings.0.is_empty() {
-        return Err(Failure::inputs(findings.0));
-    }
-    Ok((flags.target.filter(|target| !target.is_empty()), platforms, build_args))
+    request.build_args = build_args(&mut findings, &flags, env);
+    request.platforms = platforms(&mut findings, &flags.platform);
+    request.target = flags.target.filter(|target| !target.is_empty());
+    if findings.0.is_empty() { Ok(()) } else { Err(Failure::inputs(findings.0)) }
 }
 
 /// The value of `--call`, of which `--check` is a short form.
