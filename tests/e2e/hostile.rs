@@ -180,6 +180,21 @@ fn f16_a_limit_that_cannot_be_set_is_said_and_strict_builds_fail() {
     assert_eq!(without.code, Some(0), "{}", without.stderr);
 }
 
+/// F16: without a private network a step has the host's, which is said, and is an error where the build is strict.
+#[test]
+fn f16_a_strict_build_does_not_fall_back_to_the_hosts_network() {
+    for who in [Who::Root, Who::User] {
+        let Some(bench) = Bench::new(who) else { return };
+        let dockerfile = "FROM base\nRUN echo it-'ran'\n";
+        let (plain, _) = run(&bench, dockerfile, &["--network=default", "--no-cache"]);
+        assert_eq!(plain.code, Some(0), "{}", plain.stderr);
+        let falls_back = plain.stderr.contains("build steps use the host's network");
+        let (strict, _) = run(&bench, dockerfile, &["--network=default", "--no-cache", "--isolation=strict"]);
+        assert_eq!(strict.code, Some(if falls_back { 7 } else { 0 }), "{who:?}\n{}", strict.stderr);
+        assert_eq!(strict.stderr.lines().any(|line| line.ends_with(" it-ran")), !falls_back, "{}", strict.stderr);
+    }
+}
+
 /// G12, S1-35: a level that this worker does not have is refused.
 #[test]
 fn g12_levels_of_isolation_are_kept_or_refused() {
