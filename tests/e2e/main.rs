@@ -7,6 +7,7 @@
 mod bad_input;
 mod cache;
 mod cancel;
+mod context;
 mod debian;
 mod identical;
 mod outputs;

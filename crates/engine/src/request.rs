@@ -65,6 +65,8 @@ pub struct BuildRequest {
     pub attestations: Vec<Attestation>,
     /// `--resource`.
     pub resources: ResourceLimits,
+    /// `--rm=false`: the tree of a failed step becomes an image of the store.
+    pub keep_failed: bool,
 }
 
 /// The serialisable form of [`Network`].
@@ -672,6 +674,7 @@ pub(crate) fn empty(build_id: &str) -> BuildRequest {
         outputs: Vec::new(),
         attestations: Vec::new(),
         resources: ResourceLimits::default(),
+        keep_failed: false,
     }
 }
 
