@@ -38,7 +38,9 @@ pub(crate) fn nearest(tree: &Tree, path: &str) -> Option<Near> {
         return None;
     }
     let mut left = MAX_NAMES;
-    spelt(tree, "", &parts, false, &mut left).or_else(|| elsewhere(tree, &parts))
+    // A link that leads nowhere is there, under its own name.
+    let other = |near: &Near| near.path != parts.join("/");
+    spelt(tree, "", &parts, false, &mut left).filter(other).or_else(|| elsewhere(tree, &parts).filter(other))
 }
 
 fn join(dir: &str, name: &str) -> String {

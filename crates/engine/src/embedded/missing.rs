@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use build_engine_dockerfile::{Dockerfile, Instruction, InstructionKind, Span, Spanned};
 use build_engine_graph::{FileActionKind, FileCopy, Op, Vertex, walk};
 use build_engine_oci::Digest;
-use build_engine_rootfs::Tree;
+use build_engine_rootfs::{Kind, Tree};
 use build_engine_store::{Snapshot, Store};
 
 use super::ops::Output;
@@ -66,7 +66,12 @@ pub(super) fn explain(
             if let Some(from) = from {
                 report.message = format!("`/{path}` does not exist in `{from}`");
             }
-            let near = known.store.mount(snapshot, None).ok().and_then(|mounted| nearest(mounted.tree(), &path));
+            let mounted = known.store.mount(snapshot, None).ok();
+            if let Some(target) = mounted.as_ref().and_then(|mounted| dangling(mounted.tree(), &path)) {
+                report.hint = Some(format!("it is a symbolic link to `{target}`, which is not there"));
+                return report;
+            }
+            let near = mounted.as_ref().and_then(|mounted| nearest(mounted.tree(), &path));
             let in_context = known.request.context.as_deref().filter(|context| from.is_some() && is_in(context, &path));
             report.hint = match (near, in_context, elsewhere(&stages, from, &path, known.store)) {
                 (Some(near), ..) if near.likeness != Likeness::Elsewhere => {
@@ -122,6 +127,10 @@ fn in_context(
         report.hint = Some(format!("take it back in with a line `!{path}` below, or change that line"));
         return;
     }
+    if let Some(target) = dangling(&tree, path) {
+        report.hint = Some(format!("it is a symbolic link to `{target}`, which the context does not have"));
+        return;
+    }
     let written = word.map_or("", |word| word.value.as_str());
     if written.split('/').any(|part| part == "..") && root.join(written.trim_start_matches('/')).exists() {
         report.hint = Some(format!(
@@ -152,6 +161,15 @@ fn in_context(
         (_, Some(stage)) => Some(format!("stage `{stage}` has it: `--from={stage}`")),
         (_, None) => report.hint.take(),
     };
+}
+
+/// Where a symbolic link leads that ends nowhere in its tree.
+fn dangling(tree: &Tree, path: &str) -> Option<String> {
+    let found = tree.find(path, false).ok()??;
+    if found.kind != Kind::Symlink {
+        return None;
+    }
+    Some(tree.read_link(path).ok()?.to_string_lossy().into_owned())
 }
 
 fn is_in(context: &Path, path: &str) -> bool {
