@@ -112,7 +112,7 @@ fn f1_090_to_f1_096_random_copies_make_what_buildkit_makes() {
     let Some(bench) = Bench::start() else { return };
     let mut random = Random::new(3);
     let mut found = Vec::new();
-    for _ in 0..rounds(2) {
+    for _ in 0..rounds(1) {
         let dir = bench.directory("copies").expect("a directory");
         context(&dir).expect("a context");
         let lines: Vec<String> = (0..COPIES)
@@ -127,7 +127,17 @@ fn f1_090_to_f1_096_random_copies_make_what_buildkit_makes() {
                 format!("{before}COPY {}{} {dest}", random.pick(FLAGS), sources.join(" "))
             })
             .collect();
-        let (theirs, ours) = (made(&bench, &dir, &lines, true), made(&bench, &dir, &lines, false));
+        let ours = made(&bench, &dir, &lines, false);
+        // What fails here is asked one by one: a failure among many costs BuildKit several builds to find.
+        let good: Vec<String> =
+            lines.iter().zip(&ours).filter(|(_, ours)| ours.is_some()).map(|(line, _)| line.clone()).collect();
+        let mut good = made(&bench, &dir, &good, true).into_iter();
+        let mut theirs = Vec::new();
+        for (line, ours) in lines.iter().zip(&ours) {
+            let one =
+                if ours.is_some() { good.next() } else { made(&bench, &dir, std::slice::from_ref(line), true).pop() };
+            theirs.push(one.flatten());
+        }
         for ((line, theirs), ours) in lines.iter().zip(theirs).zip(ours) {
             if theirs != ours {
                 found.push(format!("{line}\n  BuildKit: {theirs:?}\n  engine:   {ours:?}"));
