@@ -8,6 +8,7 @@ mod bad_input;
 mod cache;
 mod cancel;
 mod checks;
+mod context;
 mod debian;
 mod hostile;
 mod identical;

@@ -39,8 +39,8 @@ pub use instruction::{
     Run, RunMount, RunMountKind, Stage,
 };
 pub use limits::{
-    MAX_CONTINUATION_LINES, MAX_EXPANSION_BYTES, MAX_EXPANSION_DEPTH, MAX_INSTRUCTIONS, MAX_LINE_BYTES,
-    MAX_SOURCE_BYTES, MAX_STAGES,
+    MAX_CONTINUATION_LINES, MAX_EXPANSION_BYTES, MAX_EXPANSION_DEPTH, MAX_HEREDOC_NAME_BYTES, MAX_HEREDOCS,
+    MAX_INSTRUCTIONS, MAX_LINE_BYTES, MAX_SOURCE_BYTES, MAX_STAGES,
 };
 pub(crate) use lower::is_stage_name;
 pub use lower::{INSTRUCTION_NAMES, doc_comment, parse, parse_trigger};

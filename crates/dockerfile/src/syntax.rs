@@ -9,7 +9,10 @@ use crate::{
     Diagnostic, Directive, Heredoc, Span, Spanned, Statement,
     expand::{ExpandError, Lex},
     has_errors,
-    limits::{MAX_CONTINUATION_LINES, MAX_INSTRUCTIONS, MAX_LINE_BYTES, MAX_SOURCE_BYTES},
+    limits::{
+        MAX_CONTINUATION_LINES, MAX_HEREDOC_NAME_BYTES, MAX_HEREDOCS, MAX_INSTRUCTIONS, MAX_LINE_BYTES,
+        MAX_SOURCE_BYTES,
+    },
     lint::rules::NO_EMPTY_CONTINUATION,
     words::{Joined, Json, Slice, json_strings, split_blanks, split_once_blank, split_quoted, take_flags},
 };
@@ -286,7 +289,17 @@ impl<'a> Parser<'a> {
                     sound = false;
                 }
                 Ok(heredocs) => {
+                    if let Some((_, span)) = heredocs.get(MAX_HEREDOCS) {
+                        self.limit(format!("the instruction has more than {MAX_HEREDOCS} heredocs"), *span);
+                        return None;
+                    }
                     for (mut heredoc, span) in heredocs {
+                        if heredoc.name.len() > MAX_HEREDOC_NAME_BYTES {
+                            let message =
+                                format!("the name of a heredoc is longer than {MAX_HEREDOC_NAME_BYTES} bytes");
+                            self.limit(message, Span::new(span.start, span.start));
+                            return None;
+                        }
                         if let Some(content) = self.heredoc_body(&heredoc)? {
                             heredoc.content = content;
                         } else {

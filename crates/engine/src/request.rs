@@ -74,6 +74,8 @@ pub struct BuildRequest {
     pub attestations: Vec<Attestation>,
     /// `--resource`.
     pub resources: ResourceLimits,
+    /// `--rm=false`: the tree of a failed step becomes an image of the store.
+    pub keep_failed: bool,
     /// `--isolation`.
     pub isolation: Isolation,
     /// `--allow-private-urls`: redirects of what is fetched may lead to private addresses.
@@ -738,6 +740,7 @@ pub(crate) fn empty(build_id: &str) -> BuildRequest {
         allow: Vec::new(),
         session: Session::default(),
         isolation: Isolation::Default,
+        keep_failed: false,
     }
 }
 

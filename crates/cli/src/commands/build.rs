@@ -1,6 +1,7 @@
 //! `build`: flags become a request, the engine builds it, and what came out is reported.
 
 mod flags;
+mod frontend_opt;
 mod limits;
 mod request;
 mod secrets;

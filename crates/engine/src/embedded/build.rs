@@ -22,8 +22,10 @@ use super::export::{Built, Export};
 use super::face::Caller;
 use super::git::Git;
 use super::http::Http;
+use super::kept::Kept;
 use super::materialize;
-use super::ops::{self, BuildOps, MAX_RUNNING, Part, Parts, StepError};
+use super::missing::{self, Known};
+use super::ops::{self, BuildOps, Detail, MAX_RUNNING, Part, Parts, StepError};
 use super::records::{StoreClaims, StoreRecords};
 use super::remote::{Remote, UNKNOWN_IMAGE};
 use super::secrets::Secrets;
@@ -69,6 +71,12 @@ pub(super) fn unsupported(request: &BuildRequest) -> Vec<Unsupported> {
         }
     }
     found
+}
+
+/// Says that a name of the build is not kept, where one is given.
+fn name_note(request: &BuildRequest) -> Option<Warning> {
+    let name = request.build_args.get("BUILDKIT_BUILD_NAME").filter(|name| !name.is_empty())?;
+    Some(note_warning(&format!("`BUILDKIT_BUILD_NAME={name}` has no effect yet: builds are not listed by name")))
 }
 
 /// Whether a build argument that is a setting is switched on, in one of Go's spellings.
@@ -151,6 +159,8 @@ impl Engine {
                 contexts: self.contexts(request),
                 limits: limits(request),
                 strict: request.isolation == Isolation::Strict,
+                keep_failed: request.keep_failed,
+                trees: Mutex::default(),
                 fallbacks: Mutex::default(),
                 shm_size_bytes: request.shm_size_bytes,
                 lease: Arc::clone(&lease),
@@ -162,6 +172,9 @@ impl Engine {
         let main = early.open(&mut request).await?;
         if let Some(frontend) = syntax::requested(&request)? {
             Work::start(&sink, &format!("[internal] {frontend} is built in")).done(Ok::<(), &String>(()));
+        }
+        if let Some(note) = name_note(&request) {
+            sink.emit(Event::Warning(note));
         }
         for note in &self.notes {
             sink.emit(Event::Warning(note_warning(note)));
@@ -178,9 +191,13 @@ impl Engine {
         let job = self.solver.job(Arc::clone(&ops), Arc::clone(&sink), options);
         let roots: Vec<_> = lowered.results.iter().filter_map(|result| result.root.clone()).collect();
         let refs = job.solve(&roots);
-        let outputs = try_join_all(refs.iter().map(build_engine_solver::LazyRef::evaluate))
-            .await
-            .map_err(|failure| failed(&failure, &lowered))?;
+        let outputs = match try_join_all(refs.iter().map(build_engine_solver::LazyRef::evaluate)).await {
+            Ok(outputs) => outputs,
+            Err(failure) => {
+                let kept = Kept { parts: &self.parts, images: Arc::clone(&images), lease, request: &request };
+                return Err(explained(&failure, &lowered, &ops, kept, &sink).await);
+            }
+        };
         let mut outputs = outputs.into_iter();
         let mut built = Vec::with_capacity(lowered.results.len());
         for result in lowered.results {
@@ -557,7 +574,7 @@ fn image_error(error: StepError, identifier: &str, request: &BuildRequest) -> Bu
 
 fn read_small(path: &Path) -> std::io::Result<Option<Vec<u8>>> {
     use std::io::Read;
-    let file = match std::fs::File::open(path) {
+    let file = match crate::context::open_regular(path) {
         Ok(file) => file,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error),
@@ -699,6 +716,51 @@ pub(super) fn failed_alone(failure: &Failure) -> BuildError {
     failed(failure, &nothing)
 }
 
+/// A failed vertex, with what can be found out about it: where a missing source is, what a failed command left.
+async fn explained(
+    failure: &Failure,
+    lowered: &Lowered,
+    ops: &Arc<BuildOps>,
+    kept: Kept<'_>,
+    sink: &Arc<dyn EventSink>,
+) -> BuildError {
+    let mut error = failed(failure, lowered);
+    let detail = failure.error().downcast_ref::<StepError>().and_then(|error| error.detail.as_deref());
+    let roots: Vec<_> = lowered.results.iter().filter_map(|result| result.root.clone()).collect();
+    let mut vertex = None;
+    walk(&roots, |one| {
+        if Some(one.digest()) == failure.vertex() {
+            vertex = Some(Arc::clone(one));
+        }
+    });
+    let (Some(detail), Some(vertex), Some(report)) = (detail, vertex, error.reports.first_mut()) else { return error };
+    match detail {
+        Detail::Missing(missing) => {
+            let (missing, first) = (missing.clone(), report.clone());
+            let (ops, request) = (Arc::clone(ops), kept.request.clone());
+            let explain = move || {
+                let trees = ops.trees.lock().unwrap_or_else(PoisonError::into_inner);
+                let known = Known { store: &ops.parts.store, request: &request, trees: &trees };
+                Ok(missing::explain(first, &missing, &vertex, &roots, &known))
+            };
+            if let Ok(better) = blocking(explain).await {
+                *report = better;
+            }
+        }
+        Detail::Left(tree) => match kept.name(&vertex, tree.clone(), sink).await {
+            Ok(name) => {
+                let name = name.familiar();
+                report.hint = Some(format!(
+                    "what the step left is the image `{name}`: look at it with `build-engine run {name} COMMAND`, and drop it \
+                     with `build-engine images rm {name}`"
+                ));
+            }
+            Err(other) => error.reports.extend(other.reports),
+        },
+    }
+    error
+}
+
 fn place_of(wanted: &Digest, lowered: &Lowered) -> Option<Place> {
     let mut place = None;
     walk(lowered.results.iter().filter_map(|result| result.root.as_ref()), |vertex| {
@@ -733,5 +795,12 @@ mod tests {
         assert_eq!(refused(&[("BUILDKIT_INLINE_CACHE", "1")]), 1);
         assert_eq!(refused(&[("BUILDKIT_INLINE_CACHE", "0")]), 0);
         assert_eq!(refused(&[("BUILDKIT_MULTI_PLATFORM", "true"), ("BUILDKIT_SANDBOX_HOSTNAME", "x")]), 0);
+    }
+
+    /// F1-044: a name for a list of builds that does not exist yet.
+    #[test]
+    fn f1_044_a_name_for_the_build_is_answered() {
+        assert!(name_note(&request("", &[("BUILDKIT_BUILD_NAME", "x")])).is_some());
+        assert!(name_note(&request("", &[("BUILDKIT_BUILD_NAME", "")])).is_none());
     }
 }

@@ -53,7 +53,7 @@ pub(super) async fn part(
         let found = files::with_view(&all.store, &output, |view| copy::find(view, &wanted))?;
         found
             .and_then(|found| found.ok_or_else(|| copy::CopyError::NotFound { path: PathBuf::from(&wanted) }))
-            .map_err(|error| files::copy_error(error, Some(&output)))
+            .map_err(|error| files::copy_error(error, "", Some(&output)))
     })
     .await?;
     let cell = context.materialized.cell(path.clone());
@@ -133,7 +133,7 @@ impl Failed {
     /// What to tell about `source`.
     pub(super) fn step_error(self, source: &Output) -> StepError {
         match self {
-            Self::Copy(error) => files::copy_error(error, Some(source)),
+            Self::Copy(error) => files::copy_error(error, "", Some(source)),
             Self::Store(error) => StepError::store("cannot keep local files for a step", &error),
         }
     }

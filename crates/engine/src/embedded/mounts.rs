@@ -199,7 +199,7 @@ async fn take(
         let (parts, wanted) = (Arc::clone(parts), Arc::clone(&spec));
         let tried = spawn(move || {
             parts.store.try_cache_mount(&wanted).map_err(|error| match error {
-                build_engine_store::Error::Seed { source, .. } => files::copy_error(*source, None),
+                build_engine_store::Error::Seed { source, .. } => files::copy_error(*source, "", None),
                 error => StepError::store("cannot prepare a cache mount", &error),
             })
         });

@@ -22,6 +22,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::face::Caller;
 use super::git::{self, Git};
 use super::http::{self, Http};
+use super::missing::Missing;
 use super::remote::Remote;
 use super::secrets::{Given, Secrets};
 use super::sources::{Images, LocalContext, PinnedImage};
@@ -67,11 +68,26 @@ const IMAGE_PART: &str = "image:";
 pub(super) struct StepError {
     pub(super) kind: ExitKind,
     pub(super) report: Box<Report>,
+    pub(super) detail: Option<Box<Detail>>,
+}
+
+/// What a failure knows besides what it tells.
+#[derive(Debug)]
+pub(super) enum Detail {
+    /// A path that is not there.
+    Missing(Missing),
+    /// What a failed command left behind (`--rm=false`).
+    Left(Snapshot),
 }
 
 impl StepError {
     pub(super) fn new(kind: ExitKind, report: Report) -> Self {
-        Self { kind, report: Box::new(report) }
+        Self { kind, report: Box::new(report), detail: None }
+    }
+
+    #[must_use]
+    pub(super) fn with(self, detail: Detail) -> Self {
+        Self { detail: Some(Box::new(detail)), ..self }
     }
 
     /// Something of ours that the disk or the kernel refused.
@@ -132,6 +148,10 @@ pub(super) struct BuildOps {
     pub(super) read_sources: BTreeSet<Digest>,
     /// Whether a network should be made when the first vertex runs.
     pub(super) network_wanted: std::sync::atomic::AtomicBool,
+    /// Whether the tree of a failed command is kept (`--rm=false`).
+    pub(super) keep_failed: bool,
+    /// The trees that were made or found so far, by vertex: where else a missing file could be.
+    pub(super) trees: std::sync::Mutex<BTreeMap<Digest, Snapshot>>,
 }
 
 impl Ops for BuildOps {
@@ -173,10 +193,13 @@ impl Ops for BuildOps {
     fn content_digest(
         &self,
         vertex: &Arc<Vertex>,
-        _input: usize,
+        input: usize,
         output: Output,
         selector: &ContentSelector,
     ) -> BoxFuture<'_, Result<Digest, Failure>> {
+        if let Some(edge) = vertex.inputs().get(input) {
+            self.remember(&edge.vertex, Some(&output));
+        }
         let (parts, selector, vertex) = (Arc::clone(&self.parts), selector.clone(), Arc::clone(vertex));
         Box::pin(async move {
             let quiet: Arc<dyn EventSink> = Arc::new(|_: Event| {});
@@ -199,6 +222,9 @@ impl Ops for BuildOps {
         let vertex = Arc::clone(vertex);
         Box::pin(async move {
             self.expect_exec(&vertex);
+            for (edge, input) in vertex.inputs().iter().zip(&inputs) {
+                self.remember(&edge.vertex, Some(input));
+            }
             let inputs = if matches!(vertex.op(), Op::Exec(_) | Op::File(_) | Op::Diff(_)) {
                 let with_files = inputs.into_iter().map(|input| self.with_files(input, vertex.digest(), &events));
                 try_join_all(with_files).await.map_err(Failure::new)?
@@ -238,6 +264,7 @@ impl Ops for BuildOps {
             for output in &outputs {
                 self.keep(output)?;
             }
+            self.remember(&vertex, outputs.first());
             Ok(outputs)
         })
     }
@@ -276,6 +303,13 @@ impl BuildOps {
         if !local && self.network_wanted.swap(false, std::sync::atomic::Ordering::Relaxed) {
             let parts = Arc::clone(&self.parts);
             drop(tokio::task::spawn_blocking(move || parts.launcher.warm_up()));
+        }
+    }
+
+    fn remember(&self, vertex: &Vertex, output: Option<&Output>) {
+        if let Some(Output::Snapshot(snapshot)) = output {
+            let mut trees = self.trees.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            trees.insert(vertex.digest().clone(), snapshot.clone());
         }
     }
 
@@ -404,30 +438,42 @@ impl BuildOps {
         self.fallbacks.lock().unwrap_or_else(std::sync::PoisonError::into_inner).extend(exit.notes.iter().cloned());
         let code = exit.status.code();
         let valid: &[i32] = if exec.meta.valid_exit_codes.is_empty() { &[0] } else { &exec.meta.valid_exit_codes };
-        if !valid.contains(&code) {
-            return Err(exit_error(exec, &exit, tail));
-        }
+        let failed = (!valid.contains(&code)).then(|| exit_error(exec, &exit, tail));
+        let failed = match failed {
+            Some(error) if !self.keep_failed => return Err(error),
+            failed => failed,
+        };
         let (parts, info) = (Arc::clone(&self.parts), CommitInfo { description: vertex.name() });
         let allowed = self.secrets_in_layers;
         let (layer, leaks) = spawn(move || {
             let leaks = leak::find(&active, &given.secrets)?;
             if !leaks.is_empty() && !allowed {
-                return Err(leak::refusal(&leaks));
+                return Ok((None, leaks));
             }
             let layer = parts
                 .store
                 .commit(active, &info)
                 .map_err(|error| StepError::store("cannot keep what the step wrote", &error))?;
-            Ok((layer, leaks))
+            Ok((Some(layer), leaks))
         })
         .await?;
+        let Some(layer) = layer else {
+            // What the step left holds a secret, so that it is not kept.
+            return Err(failed.unwrap_or_else(|| leak::refusal(&leaks)));
+        };
+        let snapshot = base.with(layer);
+        if let Some(error) = failed {
+            let held = self.lease.hold(&snapshot);
+            held.map_err(|error| StepError::store("cannot hold what the step left", &error))?;
+            return Err(error.with(Detail::Left(snapshot)));
+        }
         for (path, id) in &leaks {
             let message =
                 format!("the secret `{id}` is in the image, in `{path}`, as `--allow secret.in-layer` permits");
             self.note(vertex, &[message], &*events);
         }
         // Outputs other than the root belong to mounts that were refused before the build began.
-        Ok(vec![Output::Snapshot(base.with(layer))])
+        Ok(vec![Output::Snapshot(snapshot)])
     }
 
     fn step_spec(&self, exec: &ExecOp, work: String, mounts: Vec<sandbox::Mount>) -> sandbox::StepSpec {

@@ -14,7 +14,7 @@ use crate::settings::ProgressChoice;
 #[command(
     args_override_self = true,
     after_help = "These flags of buildx are refused by name in this version, unless their value asks for nothing:\n\
-                  --attest --backend --builder --cache-from --cache-to --frontend-opt\n\
+                  --attest --backend --builder --cache-from --cache-to\n\
                   --on-failure --provenance --sbom"
 )]
 pub(crate) struct Flags {
@@ -176,9 +176,9 @@ pub(crate) struct OtherFlags {
     /// Ask instead of building: check, outline, targets or subrequests.describe, with `,format=json`
     #[arg(long, value_name = "METHOD", help_heading = "What to build")]
     pub(crate) call: Option<String>,
-    /// Remove intermediate containers
+    /// `--rm=false` keeps what a failed RUN left, as an image of the store
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean,
-          hide = true, value_name = "BOOL")]
+          hide_possible_values = true, value_name = "BOOL", help_heading = "RUN")]
     pub(crate) rm: Option<bool>,
     /// Always remove intermediate containers
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean,
@@ -187,8 +187,8 @@ pub(crate) struct OtherFlags {
     /// What to do when a step fails
     #[arg(long, hide = true, value_name = "ACTION")]
     pub(crate) on_failure: Vec<String>,
-    /// Give the frontend an attribute
-    #[arg(long, hide = true, value_name = "NAME=VALUE")]
+    /// Give an attribute of BuildKit's Dockerfile frontend, as the flag that it stands for
+    #[arg(long, value_name = "NAME=VALUE", help_heading = "What to build")]
     pub(crate) frontend_opt: Vec<String>,
     /// Make one layer of all
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean,

@@ -12,6 +12,7 @@ use build_engine_engine::{
 use build_engine_oci::{Platform, Reference};
 
 use super::flags::{self, Flags, OtherFlags};
+use super::frontend_opt;
 use super::limits;
 use super::secrets;
 use crate::commands::call::{Call, Method, parse_call};
@@ -61,8 +62,11 @@ impl Findings {
 ///
 /// # Errors
 /// All flags that are refused or not understood, together; or a Dockerfile that cannot be read.
-pub(crate) fn plan(flags: Flags, env: Environment<'_>) -> Result<Plan, Failure> {
+pub(crate) fn plan(mut flags: Flags, env: Environment<'_>) -> Result<Plan, Failure> {
     let mut findings = Findings::default();
+    for (text, reason) in frontend_opt::apply(&mut flags) {
+        findings.invalid("--frontend-opt", &text, reason);
+    }
     refuse(&mut findings, &flags.other);
     let call = call(&mut findings, &flags.other);
     let quiet = flags.quiet.unwrap_or(false);
@@ -152,6 +156,7 @@ pub(crate) fn plan(flags: Flags, env: Environment<'_>) -> Result<Plan, Failure> 
         allow,
         session,
         isolation: flags.isolation.unwrap_or_default(),
+        keep_failed: flags.other.rm == Some(false) && flags.other.force_rm != Some(true),
     };
     Ok(Plan {
         request,
@@ -224,9 +229,7 @@ fn refuse(findings: &mut Findings, flags: &OtherFlags) {
             "--backend",
             "`--backend=embedded` is the only one in this version",
         ),
-        (flags.rm == Some(false), "--rm=false", "no intermediate containers exist here"),
         (!flags.on_failure.is_empty(), "--on-failure", "build the stage before with `--target` to look at it"),
-        (!flags.frontend_opt.is_empty(), "--frontend-opt", "use the flag that is made for it"),
         (asked(flags.squash), "--squash", "every step makes a layer; build onto one with a last stage and COPY --from"),
         (!flags.security_opt.is_empty(), "--security-opt", "the sandbox has no options in this version"),
     ] {
@@ -235,6 +238,7 @@ fn refuse(findings: &mut Findings, flags: &OtherFlags) {
         }
     }
     // What `--force-rm` and `--compress` ask for holds here anyway: nothing is left behind, nothing is transferred.
+    // `--rm` and `--frontend-opt` act; they stand among these flags because buildx has none of them.
     let OtherFlags { force_rm: _, compress: _, .. } = flags;
 }
 
@@ -399,8 +403,25 @@ fn read_dockerfile(file: Option<&str>, context: &Path, context_shown: &Path) -> 
             "name it with `-f FILE`".into()
         }));
     };
+    of_the_context(&path, context)?;
     let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     Ok(Source { name, text: dockerfile::read_file(&path)?, path: Some(path) })
+}
+
+/// Refuses a Dockerfile that nobody named and that is none of the context's files: a context that was unpacked from somewhere
+/// must not make the build read elsewhere, or wait at a pipe.
+fn of_the_context(path: &Path, context: &Path) -> Result<(), Failure> {
+    let shown = path.display();
+    let refuse = |message: String| Err(Failure::input("dockerfile", message).hint("name it with `-f` if it is meant"));
+    if path.metadata().is_ok_and(|found| !found.is_file()) {
+        return refuse(format!("`{shown}` is not a regular file"));
+    }
+    match (path.canonicalize(), context.canonicalize()) {
+        (Ok(real), Ok(context)) if !real.starts_with(&context) => {
+            refuse(format!("`{shown}` is a link that leads out of the context, to `{}`", real.display()))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn build_args(findings: &mut Findings, flags: &Flags, env: Environment<'_>) -> BTreeMap<String, String> {
@@ -862,9 +883,7 @@ mod tests {
             ("--sbom=generator=x", "--sbom"),
             ("--builder remote", "--builder"),
             ("--backend buildkit", "--backend"),
-            ("--rm=false", "--rm=false"),
             ("--on-failure shell", "--on-failure"),
-            ("--frontend-opt a=b", "--frontend-opt"),
             ("--squash", "--squash"),
             ("--security-opt x", "--security-opt"),
             ("--add-host a:host-gateway", "--add-host"),
@@ -1180,6 +1199,32 @@ mod tests {
 
     fn plan_of(line: Line) -> Result<Plan, Failure> {
         plan(line.flags, &|_| None)
+    }
+
+    /// Security plan D13.
+    #[test]
+    fn d13_a_dockerfile_outside_of_the_context_must_be_named() {
+        with_context(|dir| {
+            let elsewhere = tempfile::NamedTempFile::new().expect("a file");
+            std::fs::write(elsewhere.path(), "FROM scratch\n").expect("written");
+            std::fs::remove_file(dir.join("Dockerfile")).expect("removed");
+            std::os::unix::fs::symlink(elsewhere.path(), dir.join("Dockerfile")).expect("a link");
+            let failure = plan_of(Line::parse_from(["build".as_ref(), dir.as_os_str()])).expect_err("it is refused");
+            assert!(failure.error.to_string().contains("leads out of the context"), "{}", failure.error);
+            let named = dir.join("Dockerfile");
+            plan_of(Line::parse_from(["build".as_ref(), "-f".as_ref(), named.as_os_str(), dir.as_os_str()]))
+                .expect("it is taken");
+            std::fs::rename(dir.join("args"), dir.join("real")).expect("renamed");
+            std::fs::remove_file(&named).expect("removed");
+            std::os::unix::fs::symlink("real", &named).expect("a link");
+            assert!(
+                plan_of(Line::parse_from(["build".as_ref(), dir.as_os_str()])).is_ok(),
+                "a link within the context"
+            );
+            std::fs::remove_file(&named).expect("removed");
+            std::fs::create_dir(&named).expect("a directory");
+            assert!(plan_of(Line::parse_from(["build".as_ref(), dir.as_os_str()])).is_err());
+        });
     }
 
     #[test]
