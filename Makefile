@@ -3,6 +3,7 @@
 #
 #   make demo     build the release binary, then the services of examples/shop, and run them
 #   make test     every test: the crates, the command line, the conformance with BuildKit
+#   make conformance   compare with BuildKit; writes docs/conformance.md when all is equal
 #   make check    formatting, lints, documentation, dependencies
 #   make fuzz     the parser, expansion and ignore files with random input, FUZZ_SECONDS each
 #   make bench    compare with BuildKit, docker, skopeo and buildah; writes docs/benchmarks.md
@@ -13,7 +14,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help build demo test packages test-crates test-whole check deny fuzz bench dist peers peers-stop clean
+.PHONY: help build demo test conformance packages test-crates test-whole check deny fuzz bench dist peers peers-stop clean
 
 TRIPLE := $(shell uname -m)-unknown-linux-gnu
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
@@ -51,6 +52,14 @@ test-whole: packages build
 	status=0; \
 	$(AS_ROOT) testkit/peers.sh start && \
 	  BUILD_ENGINE_BIN=$$(realpath $(BINARY)) cargo test --locked --no-fail-fast -p build-engine-tests || status=$$?; \
+	[ $$running = 0 ] || $(AS_ROOT) testkit/peers.sh stop; \
+	exit $$status
+
+conformance: packages build
+	running=0; testkit/peers.sh running || running=$$?; \
+	status=0; \
+	$(AS_ROOT) testkit/peers.sh start && BUILD_ENGINE_CONFORMANCE=write \
+	  BUILD_ENGINE_BIN=$$(realpath $(BINARY)) cargo test --locked -p build-engine-tests --test conformance || status=$$?; \
 	[ $$running = 0 ] || $(AS_ROOT) testkit/peers.sh stop; \
 	exit $$status
 

@@ -1,6 +1,6 @@
 //! Base images made here, from Debian's packages: no registry is needed.
 //!
-//! Both are OCI layouts below `target/testkit`, made once and then kept; their tag is `latest`.
+//! All are OCI layouts below `target/testkit`, made once and then kept; their tag is `latest`.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -65,6 +65,53 @@ pub(crate) fn busybox_layer(binary: &[u8], applets: &str) -> Result<Vec<u8>> {
 /// Its config.
 pub(crate) fn busybox_config() -> serde_json::Value {
     json!({ "Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"], "Cmd": ["sh"] })
+}
+
+/// A base image for amd64 and arm64 without programs: `/arch` names the architecture, and so does the label `arch`.
+pub fn multi() -> Result<PathBuf> {
+    let _lock = lock("multi")?;
+    let dir = cache_dir("bases")?.join("multi-1");
+    if dir.join("index.json").exists() {
+        return Ok(dir);
+    }
+    let part = dir.with_extension("part");
+    if part.exists() {
+        fs::remove_dir_all(&part)?;
+    }
+    let blobs = part.join("blobs/sha256");
+    fs::create_dir_all(&blobs)?;
+    let add = |bytes: &[u8], media_type: &str| -> Result<serde_json::Value> {
+        let digest = sha256(bytes);
+        fs::write(blobs.join(&digest), bytes)?;
+        Ok(json!({ "mediaType": media_type, "digest": format!("sha256:{digest}"), "size": bytes.len() }))
+    };
+    let mut manifests = Vec::new();
+    for architecture in ["amd64", "arm64"] {
+        let mut layer = TarWriter::default();
+        layer.file("arch", 0o644, (0, 0), architecture.as_bytes())?;
+        let layer = add(&layer.finish()?, "application/vnd.oci.image.layer.v1.tar")?;
+        let config = json!({
+            "architecture": architecture, "os": "linux", "created": "1970-01-01T00:00:00Z",
+            "config": { "Labels": { "arch": architecture } },
+            "rootfs": { "type": "layers", "diff_ids": [layer["digest"]] },
+            "history": [{ "created": "1970-01-01T00:00:00Z", "created_by": "testkit" }],
+        });
+        let config = add(&serde_json::to_vec(&config)?, "application/vnd.oci.image.config.v1+json")?;
+        let media_type = "application/vnd.oci.image.manifest.v1+json";
+        let manifest = json!({ "schemaVersion": 2, "mediaType": media_type, "config": config, "layers": [layer] });
+        let mut descriptor = add(&serde_json::to_vec(&manifest)?, media_type)?;
+        descriptor["platform"] = json!({ "os": "linux", "architecture": architecture });
+        manifests.push(descriptor);
+    }
+    let media_type = "application/vnd.oci.image.index.v1+json";
+    let index = json!({ "schemaVersion": 2, "mediaType": media_type, "manifests": manifests });
+    let mut index = add(&serde_json::to_vec(&index)?, media_type)?;
+    index["annotations"] = json!({ "org.opencontainers.image.ref.name": "latest" });
+    let index = json!({ "schemaVersion": 2, "mediaType": media_type, "manifests": [index] });
+    fs::write(part.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#)?;
+    fs::write(part.join("index.json"), serde_json::to_vec(&index)?)?;
+    fs::rename(&part, &dir).with_context(|| format!("cannot put `{}` in its place", dir.display()))?;
+    Ok(dir)
 }
 
 /// A base image with Debian's smallest installation and `apt-get`, made by `examples/make-base.sh` from the machine's own
