@@ -394,14 +394,21 @@ fn connect(
                     let of = |call: &Pending| (Arc::clone(&call.session), Arc::clone(&call.ended.0));
                     let (session, ended) = call.and_then(|id| lock(&pending).get(&id).map(of)).unwrap_or_default();
                     let (auth, replies) = (auth.clone(), replies.clone());
-                    // A thread of its own: the runtime's end waits for blocking tasks, and an agent may wait for its user.
-                    std::thread::spawn(move || {
+                    // The runtime's end waits for blocking tasks, so that what they started is cleaned up. An agent starts
+                    // nothing, and may wait for its user: its thread is not waited for.
+                    let asks_agent = matches!(wanted, frame::Wanted::Ssh { .. });
+                    let work = move || {
                         let result = answers::answer(wanted, &session, &auth, &ended);
                         if let Some(replies) = replies.upgrade() {
                             // A closed channel means that the worker is gone.
                             let _ = replies.send(Call::Told { ask, result });
                         }
-                    });
+                    };
+                    if asks_agent {
+                        drop(std::thread::spawn(work));
+                    } else {
+                        drop(tokio::task::spawn_blocking(work));
+                    }
                 }
             }
         }
