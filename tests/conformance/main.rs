@@ -16,11 +16,11 @@ use std::sync::{Arc, Mutex};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use build_engine_testkit::engine::{Engine, Who};
-use build_engine_testkit::fixtures;
 use build_engine_testkit::image::image_of_archive;
 use build_engine_testkit::peers::Peers;
 use build_engine_testkit::report::{Difference, Report, differences, report};
 use build_engine_testkit::{Unavailable, cache_dir, sha256, workspace};
+use build_engine_testkit::{fixtures, foreign};
 use build_engine_tests::case::{Case, matches};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use serde_json::{Value, json};
@@ -122,6 +122,9 @@ fn outcome(expected: String, actual: String) -> Difference {
 /// BuildKit's outcome, from an earlier run if the case has not changed since.
 fn oracle(case: &Case) -> Result<Outcome> {
     let base = fixtures::busybox()?;
+    if case.wants_foreign() {
+        foreign::busybox()?;
+    }
     let peers = Peers::start()?;
     let version = oracle_version(&peers)?;
     let key =
@@ -179,6 +182,9 @@ fn parse_outcome(document: &Value) -> Result<Outcome> {
 /// The engine's outcome, with its exit code. All cases of this process share one store for each user.
 fn engine(case: &Case, who: Who) -> Result<(Outcome, Option<i32>)> {
     let (engine, base) = shared_engine(who)?;
+    if case.wants_foreign() {
+        engine.base(&foreign::busybox()?)?;
+    }
     let dir = engine.work().join(&case.name);
     case.write(&dir)?;
     engine.adopt(&dir)?;

@@ -7,9 +7,13 @@
 mod bad_input;
 mod cache;
 mod cancel;
+mod checks;
 mod debian;
+mod hostile;
 mod identical;
+mod mounts;
 mod outputs;
+mod platforms;
 mod progress;
 mod remote;
 

@@ -16,7 +16,7 @@
 //! | key | meaning |
 //! |---|---|
 //! | `rows` | the rows of the feature table that the case covers |
-//! | `args` | arguments for both builders, split at spaces; `{dir}` is the case's folder, `{base}` the base layout |
+//! | `args` | arguments for both builders, split at spaces; `{dir}` is the case's folder, `{base}` the base layout, `{foreign}` the one for other platforms |
 //! | `arg` | one argument, taken as it stands |
 //! | `network` | the network of RUN, `none` unless given; `default` passes no flag |
 //! | `epoch` | `SOURCE_DATE_EPOCH`, with `rewrite-timestamp`; times, diff IDs and the config's digest are compared then |
@@ -37,7 +37,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use build_engine_testkit::fixtures::{TarWriter, gzip};
-use build_engine_testkit::sha256;
+use build_engine_testkit::{foreign, sha256};
 
 /// A case, as its file says it.
 #[derive(Clone, Debug, Default)]
@@ -82,6 +82,9 @@ struct Entry {
     attributes: Vec<String>,
     content: String,
 }
+
+/// Stands for the base for other platforms in arguments.
+const FOREIGN: &str = "{foreign}";
 
 /// When every file of a context was last changed.
 const MODIFIED: u64 = 1_500_000_000;
@@ -168,10 +171,16 @@ impl Case {
         }
         args.push(output);
         for arg in &self.args {
-            args.push(arg.replace("{dir}", &dir.to_string_lossy()).replace("{base}", &base.to_string_lossy()));
+            let arg = arg.replace("{dir}", &dir.to_string_lossy()).replace("{base}", &base.to_string_lossy());
+            args.push(arg.replace(FOREIGN, &base.with_file_name(foreign::EDITION).to_string_lossy()));
         }
         args.push(dir.join("context").to_string_lossy().into_owned());
         args
+    }
+
+    /// Whether it needs the base for other platforms, beside the usual one.
+    pub fn wants_foreign(&self) -> bool {
+        self.args.iter().any(|arg| arg.contains(FOREIGN))
     }
 
     /// Writes the files below `dir`, the context in `dir/context`.

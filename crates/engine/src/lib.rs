@@ -9,6 +9,7 @@
 
 mod archive;
 mod backend;
+pub mod checks;
 pub mod context;
 mod docker_archive;
 pub mod embedded;
@@ -36,7 +37,7 @@ pub use place::{ImageDetails, ImagePlace, PlatformDetails, TransferRequest, Tran
 pub use redact::redact_url;
 pub use request::{
     Annotation, AnnotationTarget, Attestation, BuildRequest, Compression, ContextSource, DockerfileSource,
-    ImageOptions, InvalidOutput, Limit, NetworkMode, NoCache, Outcome, Output, OutputDest, ResourceLimits, RunRequest,
-    StoreOptions, UPLOAD, UserNamespace, split_csv,
+    ImageOptions, InvalidOutput, Isolation, IsolationReport, Limit, NetworkMode, NoCache, Outcome, Output, OutputDest,
+    ResourceLimits, RunRequest, StoreOptions, UPLOAD, UserNamespace, split_csv,
 };
 pub use session::{MAX_SECRET_BYTES, SecretSource, Session, Variables};

@@ -74,6 +74,8 @@ pub struct BuildRequest {
     pub attestations: Vec<Attestation>,
     /// `--resource`.
     pub resources: ResourceLimits,
+    /// `--isolation`.
+    pub isolation: Isolation,
     /// `--allow-private-urls`: redirects of what is fetched may lead to private addresses.
     pub allow_private_urls: bool,
     /// `--allow`: what the Dockerfile may ask for beyond what every build may.
@@ -81,6 +83,19 @@ pub struct BuildRequest {
     /// What the build may ask of the face, which keeps it.
     #[serde(skip)]
     pub session: Session,
+}
+
+/// How much a build insists on its isolation (`--isolation`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Isolation {
+    /// Namespaces, system call filter, capabilities; where the host lacks a part, a note says what was used instead.
+    #[default]
+    Default,
+    /// The same, and what the host lacks is an error.
+    Strict,
+    /// The same, by a worker without privilege on the host.
+    Rootless,
 }
 
 /// Where the addresses of what a user sends along with a build begin; BuildKit's name for it.
@@ -643,6 +658,19 @@ pub struct Outcome {
     pub layers: usize,
     /// Sum of the uncompressed sizes of its layers.
     pub size_bytes: u64,
+    /// How isolated its commands were.
+    pub isolation: IsolationReport,
+}
+
+/// How isolated the commands of a build were.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct IsolationReport {
+    /// The level asked for.
+    pub level: Isolation,
+    /// How the worker ran: `root`, `user` or `oneuid`.
+    pub worker: String,
+    /// What was less than usual on this host, or than asked for; empty with [`Isolation::Strict`].
+    pub fallbacks: Vec<String>,
 }
 
 /// `build-engine run`: a quick look at an image.
@@ -676,7 +704,6 @@ pub struct StoreOptions {
 }
 
 /// A request for nothing yet.
-#[cfg(test)]
 pub(crate) fn empty(build_id: &str) -> BuildRequest {
     BuildRequest {
         build_id: build_id.to_owned(),
@@ -710,6 +737,7 @@ pub(crate) fn empty(build_id: &str) -> BuildRequest {
         allow_private_urls: false,
         allow: Vec::new(),
         session: Session::default(),
+        isolation: Isolation::Default,
     }
 }
 

@@ -12,6 +12,7 @@
 //! Invariants: no I/O, no clock, no environment. A stage that the target does not need is not in the graph.
 
 mod args;
+mod checks;
 mod chmod;
 mod context;
 mod convert;
@@ -23,6 +24,7 @@ mod git;
 mod gotext;
 mod instructions;
 mod name;
+mod outline;
 mod paths;
 mod ports;
 mod remote;
@@ -33,7 +35,10 @@ mod stage;
 #[cfg(test)]
 mod tests;
 
+pub use checks::{Checked, Checking};
+pub use outline::{Outline, OutlineArg, OutlineNeed, Outlining};
 pub use remote::{MainContext, context_edge};
 pub use request::{
-    Answer, Answers, BaseImage, ImageSource, Lowered, Lowering, NoCache, PlatformResult, Question, Request, lower,
+    Answer, Answers, BaseImage, ImageSource, Lowered, Lowering, NoCache, PlatformResult, Question, Request, check,
+    lower, outline,
 };

@@ -23,7 +23,9 @@ pub(crate) struct Trees {
     pub(crate) active: Option<OwnedFd>,
     pub(crate) binds: Vec<OwnedFd>,
     /// Device nodes of the host, by name.
-    pub(crate) devices: Vec<(&'static str, OwnedFd)>,
+    pub(crate) devices: Vec<(String, OwnedFd)>,
+    /// The emulator that the step registers.
+    pub(crate) emulator: Option<OwnedFd>,
     /// The host's `/sys`, where the step cannot have its own.
     pub(crate) sys: Option<OwnedFd>,
     /// The host's `/etc/resolv.conf`.
@@ -67,13 +69,46 @@ impl Trees {
         let mut devices = Vec::new();
         for (name, major, minor) in DEVICES {
             match device(name, major, minor) {
-                Ok(fd) => devices.push((name, fd)),
+                Ok(fd) => devices.push((name.to_owned(), fd)),
                 Err(e) if name == "null" => return Err(e),
                 Err(e) => notes.push(e.to_string()),
             }
         }
         let resolv = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
-        Ok(Self { lower, active, binds: bound, devices, sys: None, resolv })
+        Ok(Self { lower, active, binds: bound, devices, emulator: None, sys: None, resolv })
+    }
+
+    /// Adds the host's emulator, by a mount that nobody can write through: programs find it as `/proc/self/exe`.
+    pub(crate) fn add_emulator(&mut self, file: &OwnedFd) -> Result<(), SetupError> {
+        let phase = "clone the emulator";
+        let tree = clone_tree(file.as_fd(), false).phase(phase)?;
+        let attrs = MountAttrFlags::MOUNT_ATTR_RDONLY | MountAttrFlags::MOUNT_ATTR_NODEV;
+        sys::mount_setattr(tree.as_fd(), false, u64::from(attrs.bits()), 0, None).phase(phase)?;
+        self.emulator = Some(tree);
+        Ok(())
+    }
+
+    /// Adds the host's own devices, those right below `/dev`. One that cannot be bound is left out.
+    pub(crate) fn add_host_devices(&mut self) {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        for entry in std::fs::read_dir("/dev").into_iter().flatten().flatten() {
+            let Ok(name) = entry.file_name().into_string() else { continue };
+            // Terminals of the host are nobody's business, and `console` is where a panic would be read.
+            let terminal = name.starts_with("tty") || name.starts_with("vcs") || name == "console" || name == "ptmx";
+            if terminal || self.devices.iter().any(|(known, _)| *known == name) {
+                continue;
+            }
+            let Ok(node) = rustix::fs::open(entry.path(), flags, Mode::empty()) else { continue };
+            let kind = rustix::fs::fstat(&node).map(|stat| rustix::fs::FileType::from_raw_mode(stat.st_mode));
+            if matches!(kind, Ok(rustix::fs::FileType::CharacterDevice | rustix::fs::FileType::BlockDevice))
+                && let Ok(tree) = clone_tree(node.as_fd(), false)
+            {
+                let attrs = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+                if sys::mount_setattr(tree.as_fd(), false, u64::from(attrs.bits()), 0, None).is_ok() {
+                    self.devices.push((name, tree));
+                }
+            }
+        }
     }
 
     /// Adds the host's `/sys`, for a step that uses the host's network.
@@ -90,6 +125,7 @@ fn idmap_error(error: &std::io::Error) -> SetupError {
             "the store's file system does not support idmapped mounts: use another file system, or --userns=host"
                 .into(),
         ),
+        is_limit: false,
     }
 }
 
@@ -165,6 +201,11 @@ impl Workbench {
         attach(&directory, &root)?;
         rustix::process::fchdir(&directory)?;
         Ok(Self { directory, next: 0 })
+    }
+
+    /// The directory itself.
+    pub(crate) fn directory(&self) -> BorrowedFd<'_> {
+        self.directory.as_fd()
     }
 
     pub(crate) fn make_dir(&mut self) -> rustix::io::Result<(String, OwnedFd)> {

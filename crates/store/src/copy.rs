@@ -8,6 +8,7 @@
 //! read is an error and never torn content.
 
 mod mode;
+mod part;
 mod sink;
 #[cfg(test)]
 mod tests;
@@ -24,6 +25,7 @@ use build_engine_rootfs::{Attributes, Device, Entry, Kind, Metadata, Time, Tree,
 use crate::layer::{ApplyOptions, Entries, LayerError, Unpack, compress};
 
 pub use mode::{InvalidMode, ModeChange};
+pub use part::{copy_part, find};
 use sink::{PlanSink, Sink, TreeSink};
 pub use view::{Filter, View, Visibility};
 

@@ -91,6 +91,11 @@ impl<'a> Readable<'a> {
     }
 }
 
+/// Reads an output as copies do.
+pub(super) fn with_view<T>(store: &Store, output: &Output, use_it: impl FnOnce(View<'_>) -> T) -> Result<T, StepError> {
+    Ok(Readable::open(store, output)?.with_view(use_it))
+}
+
 fn visibility(context: &LocalContext, path: &Path, is_dir: bool) -> Visibility {
     let path = path.to_string_lossy();
     let verdict = context.ignore.verdict(&path);
@@ -281,8 +286,11 @@ fn ids(store: &Store, owner: &Owner, inputs: &[Output], warn: &dyn Fn(String)) -
         }
         store.mount(&snapshot, None).map_err(|error| StepError::store("cannot read a snapshot", &error))
     };
-    let failed =
-        |error: users::UserError| StepError::new(ExitKind::Input, Report::new("unknown-user", error.to_string()));
+    let failed = |error: users::UserError| {
+        let (kind, rule) =
+            if error.is_limit() { (ExitKind::Limit, "limit") } else { (ExitKind::Input, "unknown-user") };
+        StepError::new(kind, Report::new(rule, error.to_string()))
+    };
     let (uid, mut gid) = match &owner.user {
         None => (0, 0),
         // As BuildKit: the group of a number is the same number.
@@ -315,7 +323,7 @@ fn ids(store: &Store, owner: &Owner, inputs: &[Output], warn: &dyn Fn(String)) -
     Ok((uid, gid))
 }
 
-fn copy_error(error: CopyError, source: Option<&Output>) -> StepError {
+pub(super) fn copy_error(error: CopyError, source: Option<&Output>) -> StepError {
     let error = match error {
         CopyError::NotFound { path } => return not_found(&path, source),
         error => error,

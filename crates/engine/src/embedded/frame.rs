@@ -86,6 +86,16 @@ pub(super) enum Question {
         /// The build that would be done.
         request: Box<BuildRequest>,
     },
+    /// Runs the build checks.
+    Check {
+        /// The build that would be done.
+        request: Box<BuildRequest>,
+    },
+    /// What can be set in a build.
+    Outline {
+        /// The build that would be done.
+        request: Box<BuildRequest>,
+    },
     /// Gives an image of the store another name.
     Tag {
         /// The image.

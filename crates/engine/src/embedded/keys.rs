@@ -115,7 +115,11 @@ fn mount_input(exec: &ExecOp, input: usize) -> InputKey {
     let paths: BTreeSet<String> = mounts.iter().map(|mount| clean(&mount.selector)).collect();
     let selector = (paths.iter().any(|path| path != "/")).then(|| join(&paths));
     let content = by_content.then(|| ContentSelector {
-        paths: paths.into_iter().map(|path| SelectedPath { path, ..SelectedPath::default() }).collect(),
+        // What a mount shows is what its source leads to.
+        paths: paths
+            .into_iter()
+            .map(|path| SelectedPath { path, follow_links: true, ..SelectedPath::default() })
+            .collect(),
     });
     InputKey { selector, content }
 }

@@ -8,6 +8,7 @@ mod agent;
 mod answers;
 mod build;
 mod bundle;
+mod checks;
 mod context;
 mod entitled;
 mod events;
@@ -21,7 +22,10 @@ mod http;
 mod keys;
 mod leak;
 mod load;
+mod materialize;
+mod mounts;
 mod ops;
+mod platforms;
 mod push;
 mod records;
 mod remote;
@@ -48,6 +52,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::checks::{CheckResult, Outline};
 use crate::{
     Backend, BuildError, BuildRequest, ExitKind, ImageDetails, ImagePlace, ImageSummary, Outcome, Report, RunRequest,
     Session, StoreOptions, TransferRequest, Transferred, Unsupported, UserNamespace,
@@ -55,6 +60,7 @@ use crate::{
 use frame::{Answer, Call, Question};
 
 pub use build_engine_sandbox::HELPER_ARG as STEP_ARG;
+pub use checks::{check_offline, outline_offline};
 pub use worker::{step_main, worker_main};
 
 /// First argument of a worker process; a binary that embeds the engine calls [`worker_main`] when it sees it.
@@ -183,6 +189,22 @@ impl Embedded {
     /// As [`Backend::build`].
     pub async fn lock(&self, request: BuildRequest) -> Result<BTreeMap<String, Digest>, BuildError> {
         self.ask(Question::Lock { request: Box::new(request) }).await
+    }
+
+    /// Runs the build checks on a request's Dockerfile: all stages, unless it names a target. No step is executed.
+    ///
+    /// # Errors
+    /// [`BuildError`] where a base cannot be asked for; what is wrong with the Dockerfile is part of the result.
+    pub async fn check(&self, request: BuildRequest) -> Result<CheckResult, BuildError> {
+        self.ask(Question::Check { request: Box::new(request) }).await
+    }
+
+    /// Says what can be set in a build of a request.
+    ///
+    /// # Errors
+    /// As [`Backend::build`].
+    pub async fn outline(&self, request: BuildRequest) -> Result<Outline, BuildError> {
+        self.ask(Question::Outline { request: Box::new(request) }).await
     }
 
     /// Lists the names in the image store, sorted.

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use build_engine_graph::{Event, EventSink, ExecOp, LogStream, MountKind, Op, SourceOp, Vertex, Warning};
 use build_engine_oci::Digest;
 use build_engine_sandbox as sandbox;
+use build_engine_sandbox::emulation::Execution;
 use build_engine_solver::{CacheMap, ContentSelector, Failure, KeyPart, Ops};
 use build_engine_store::{ActiveLayer, CommitInfo, Snapshot, Store};
 use futures::future::{BoxFuture, try_join_all};
@@ -24,7 +25,7 @@ use super::http::{self, Http};
 use super::remote::Remote;
 use super::secrets::{Given, Secrets};
 use super::sources::{Images, LocalContext, PinnedImage};
-use super::{agent, events as clock, files, keys, leak};
+use super::{agent, events as clock, files, keys, leak, materialize, mounts, platforms};
 use crate::mask::{Mask, Patterns};
 use crate::{ExitKind, Report};
 
@@ -121,6 +122,10 @@ pub(super) struct BuildOps {
     /// Directories of the local sources, by name.
     pub(super) contexts: BTreeMap<String, PathBuf>,
     pub(super) limits: sandbox::Limits,
+    /// Whether a step that would be less isolated than asked for is an error.
+    pub(super) strict: bool,
+    /// What steps had to do without.
+    pub(super) fallbacks: std::sync::Mutex<BTreeSet<String>>,
     pub(super) shm_size_bytes: u64,
     pub(super) lease: Arc<build_engine_store::Lease>,
     /// Sources whose files some vertex reads: they are fetched as soon as they are wanted. Others may never be.
@@ -200,6 +205,7 @@ impl Ops for BuildOps {
             } else {
                 inputs
             };
+            let inputs = materialize::bases(&self.parts, &vertex, inputs).await.map_err(Failure::new)?;
             let result = match vertex.op() {
                 Op::Source(source) => match source.identifier.strip_prefix("local://") {
                     Some(name) => self.local(name, source).map(|context| vec![Output::Context(Arc::new(context))]),
@@ -358,14 +364,16 @@ impl BuildOps {
     ) -> Result<Vec<Output>, StepError> {
         let root = exec.mounts.iter().find(|mount| mount.dest == "/").ok_or_else(|| internal("a run has no root"))?;
         let base = snapshot_of(&inputs, root.input)?;
+        let prepared = Arc::new(mounts::prepare(&self.parts, vertex, exec, &inputs, &events).await?);
+        let in_use = Arc::clone(&prepared);
         let (parts, below, step) = (Arc::clone(&self.parts), base.clone(), Arc::clone(vertex));
         let given = self.secrets.for_step(exec).await?;
         self.warn_of_short_secrets(vertex, &*events);
-        let ((active, fds, work, mounts), given, proxies) = spawn(move || {
+        let ((active, mut fds, work, mounts), given, proxies) = spawn(move || {
             let (active, mut fds, work) = begin(&parts.store, &below)?;
             let Op::Exec(exec) = step.op() else { return Err(internal("a run is no run")) };
             let mut proxies = Vec::new();
-            let mounts = mounts(&parts.store, &active, exec, &inputs, &given, &mut fds.binds, &mut proxies)?;
+            let mounts = mounts_of(&parts.store, &active, exec, &prepared, &given, &mut fds.binds, &mut proxies)?;
             Ok(((active, fds, work, mounts), given, proxies))
         })
         .await?;
@@ -373,6 +381,7 @@ impl BuildOps {
         let serving = self.serve_agents(proxies)?;
         let mut spec = self.step_spec(exec, work, mounts);
         spec.env.extend(given.env.iter().cloned());
+        self.emulate(vertex, &mut spec, &mut fds, &*events)?;
         let step = self.parts.launcher.spawn(&spec, &fds).map_err(|error| step_failure(&error))?;
         let mut tail = Tail::default();
         let exit = watch(
@@ -385,7 +394,14 @@ impl BuildOps {
         )
         .await?;
         drop((spec, serving));
+        spawn(move || {
+            // Cache mounts are free from here on, and what was written to others goes.
+            drop(in_use);
+            Ok(())
+        })
+        .await?;
         self.note(vertex, &exit.notes, &*events);
+        self.fallbacks.lock().unwrap_or_else(std::sync::PoisonError::into_inner).extend(exit.notes.iter().cloned());
         let code = exit.status.code();
         let valid: &[i32] = if exec.meta.valid_exit_codes.is_empty() { &[0] } else { &exec.meta.valid_exit_codes };
         if !valid.contains(&code) {
@@ -454,11 +470,34 @@ impl BuildOps {
                 .map(|limit| sandbox::Ulimit { name: limit.name.clone(), soft: limit.soft, hard: limit.hard })
                 .collect(),
             shm_size_bytes: (self.shm_size_bytes > 0).then_some(self.shm_size_bytes),
+            confinement: match exec.security {
+                build_engine_graph::Security::Sandbox => defaults.confinement.clone(),
+                build_engine_graph::Security::Insecure => sandbox::Confinement::insecure(),
+            },
             limits: self.limits.clone(),
+            strict: self.strict,
             cgroup_parent: meta.cgroup_parent.clone(),
             remove_stub_parents: meta.remove_mount_stubs_recursive,
             ..defaults
         }
+    }
+
+    /// Gives a step the emulator that its platform needs.
+    fn emulate(
+        &self,
+        vertex: &Vertex,
+        spec: &mut sandbox::StepSpec,
+        fds: &mut sandbox::StepFds,
+        events: &dyn EventSink,
+    ) -> Result<(), StepError> {
+        let Some(platform) = vertex.platform() else { return Ok(()) };
+        let execution = platforms::execution(self.parts.launcher.emulators(), platform)?;
+        self.note(vertex, platforms::note(platform, &execution).as_slice(), events);
+        if let Execution::Own(emulator) = execution {
+            spec.emulated = Some(platform.architecture.clone());
+            fds.emulator = Some(emulator.file);
+        }
+        Ok(())
     }
 
     /// Passes on what a step did not get as asked for, once per worker.
@@ -486,7 +525,7 @@ fn blocking<T: Send + 'static>(
     Box::pin(async move { spawn(work).await.map_err(Failure::new) })
 }
 
-async fn spawn<T: Send + 'static>(
+pub(super) async fn spawn<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, StepError> + Send + 'static,
 ) -> Result<T, StepError> {
     match tokio::task::spawn_blocking(work).await {
@@ -535,51 +574,37 @@ pub(super) fn begin(store: &Store, base: &Snapshot) -> Result<(ActiveLayer, sand
         lower: lower.iter().map(|dir| open_path(dir)).collect::<Result<_, _>>()?,
         active: Some(open_path(parent)?),
         binds: Vec::new(),
+        emulator: None,
     };
     Ok((active, fds, name.ok_or_else(|| internal("a work directory has no name"))?))
 }
 
-/// What a run sees besides its root. The layers of what is bound become descriptors in `binds`.
-fn mounts(
+/// What a run sees besides its root. The trees of what is mounted become descriptors in `binds`.
+fn mounts_of(
     store: &Store,
     active: &ActiveLayer,
     exec: &ExecOp,
-    inputs: &[Output],
+    prepared: &mounts::Prepared,
     given: &Given,
     binds: &mut Vec<OwnedFd>,
     proxies: &mut Vec<agent::Proxy>,
 ) -> Result<Vec<sandbox::Mount>, StepError> {
-    let mut mounts = Vec::new();
-    for mount in exec.mounts.iter().filter(|mount| mount.dest != "/") {
+    let mut found = Vec::new();
+    for (index, mount) in exec.mounts.iter().enumerate().filter(|(_, mount)| mount.dest != "/") {
         let source = match &mount.kind {
             MountKind::Tmpfs { size } => sandbox::MountSource::Tmpfs { size_bytes: u64::try_from(*size).unwrap_or(0) },
-            MountKind::Bind => {
-                let snapshot = snapshot_of(inputs, mount.input)?;
-                if snapshot.layers().is_empty() {
-                    sandbox::MountSource::Tmpfs { size_bytes: 0 }
-                } else {
-                    let layers = store.layer_dirs(&snapshot);
-                    let layers = layers.map_err(|error| StepError::store("cannot read what is mounted", &error))?;
-                    let first = binds.len();
-                    for layer in &layers {
-                        binds.push(open_path(layer)?);
-                    }
-                    let selector = mount.selector.clone();
-                    sandbox::MountSource::Layers { fds: (first..binds.len()).collect(), selector }
-                }
-            }
+            MountKind::Bind | MountKind::Cache { .. } => prepared.source(store, index, mount, binds)?,
             MountKind::Secret(_) | MountKind::Ssh(_) => {
-                mounts.extend(given.mount(active, mount, binds, proxies)?);
+                found.extend(given.mount(active, mount, binds, proxies)?);
                 continue;
             }
-            MountKind::Cache { .. } => return Err(internal("a mount of a kind that was not refused")),
         };
-        mounts.push(sandbox::Mount { dest: mount.dest.clone(), readonly: mount.readonly, source });
+        found.push(sandbox::Mount { dest: mounts::target(mount)?, readonly: mount.readonly, source });
     }
-    Ok(mounts)
+    Ok(found)
 }
 
-fn open_path(path: &Path) -> Result<OwnedFd, StepError> {
+pub(super) fn open_path(path: &Path) -> Result<OwnedFd, StepError> {
     rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).map_err(|error| {
         let report =
             Report::new("io", format!("cannot open `{}`", path.display())).caused_by(&std::io::Error::from(error));
@@ -743,6 +768,7 @@ pub(super) fn step_failure(error: &sandbox::SandboxError) -> StepError {
     use sandbox::SandboxError;
     let kind = match error {
         SandboxError::Spec(_) => ExitKind::Input,
+        SandboxError::Setup(error) if error.is_limit => ExitKind::Limit,
         SandboxError::Setup(error) if error.is_of_the_image() => ExitKind::Step,
         SandboxError::Cancelled => ExitKind::Cancelled,
         _ => ExitKind::Denied,

@@ -7,6 +7,7 @@ mod remote;
 mod render;
 
 mod bases;
+mod checks;
 mod configs;
 mod copies;
 mod mistakes;

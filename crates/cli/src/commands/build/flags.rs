@@ -14,8 +14,8 @@ use crate::settings::ProgressChoice;
 #[command(
     args_override_self = true,
     after_help = "These flags of buildx are refused by name in this version, unless their value asks for nothing:\n\
-                  --attest --backend --builder --cache-from --cache-to --call --check --frontend-opt\n\
-                  --isolation --on-failure --provenance --sbom"
+                  --attest --backend --builder --cache-from --cache-to --frontend-opt\n\
+                  --on-failure --provenance --sbom"
 )]
 pub(crate) struct Flags {
     /// Directory that COPY and ADD read from
@@ -112,9 +112,14 @@ pub(crate) struct Flags {
     /// Size of /dev/shm, for example 128m
     #[arg(long, value_name = "BYTES", value_parser = byte_size, help_heading = "RUN")]
     pub(crate) shm_size: Option<u64>,
-    /// Limit every RUN: memory=, cpu-quota=, cpu-period= (the others of buildx are refused)
+    /// Limit every RUN: memory=, memory-swap=, cpu-shares=, cpu-period=, cpu-quota=, cpuset-cpus=, cpuset-mems=
     #[arg(long, value_name = "LIMIT=VALUE,…", help_heading = "RUN")]
     pub(crate) resource: Vec<String>,
+    #[command(flatten)]
+    pub(crate) limits: super::limits::LimitFlags,
+    /// Isolation of RUN: default, strict (what this host lacks is an error) or rootless
+    #[arg(long, value_name = "LEVEL", value_parser = super::limits::isolation, help_heading = "RUN")]
+    pub(crate) isolation: Option<build_engine_engine::Isolation>,
     /// Parent of the control groups
     #[arg(long, value_name = "PATH", help_heading = "RUN")]
     pub(crate) cgroup_parent: Option<String>,
@@ -164,12 +169,12 @@ pub(crate) struct OtherFlags {
     /// Who builds: embedded
     #[arg(long, hide = true, value_name = "NAME")]
     pub(crate) backend: Option<String>,
-    /// Lint instead of building
+    /// Check the Dockerfile instead of building it: short for --call=check
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean,
-          hide = true, value_name = "BOOL")]
+          hide_possible_values = true, value_name = "BOOL", help_heading = "What to build")]
     pub(crate) check: Option<bool>,
-    /// Ask the frontend something
-    #[arg(long, hide = true, value_name = "METHOD")]
+    /// Ask instead of building: check, outline, targets or subrequests.describe, with `,format=json`
+    #[arg(long, value_name = "METHOD", help_heading = "What to build")]
     pub(crate) call: Option<String>,
     /// Remove intermediate containers
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean,
@@ -179,9 +184,6 @@ pub(crate) struct OtherFlags {
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean,
           hide = true, value_name = "BOOL")]
     pub(crate) force_rm: Option<bool>,
-    /// Isolation of RUN
-    #[arg(long, hide = true, value_name = "LEVEL")]
-    pub(crate) isolation: Option<String>,
     /// What to do when a step fails
     #[arg(long, hide = true, value_name = "ACTION")]
     pub(crate) on_failure: Vec<String>,
@@ -199,27 +201,6 @@ pub(crate) struct OtherFlags {
     /// Security options
     #[arg(long, hide = true, value_name = "OPTION")]
     pub(crate) security_opt: Vec<String>,
-    /// Memory limit
-    #[arg(short, long, hide = true, value_name = "BYTES")]
-    pub(crate) memory: Option<String>,
-    /// Memory and swap limit
-    #[arg(long, hide = true, value_name = "BYTES", allow_hyphen_values = true)]
-    pub(crate) memory_swap: Option<String>,
-    /// CPU weight
-    #[arg(short, long, hide = true, value_name = "WEIGHT")]
-    pub(crate) cpu_shares: Option<String>,
-    /// CFS period
-    #[arg(long, hide = true, value_name = "MICROSECONDS")]
-    pub(crate) cpu_period: Option<String>,
-    /// CFS quota
-    #[arg(long, hide = true, value_name = "MICROSECONDS", allow_hyphen_values = true)]
-    pub(crate) cpu_quota: Option<String>,
-    /// CPUs
-    #[arg(long, hide = true, value_name = "CPUS")]
-    pub(crate) cpuset_cpus: Option<String>,
-    /// Memory nodes
-    #[arg(long, hide = true, value_name = "NODES")]
-    pub(crate) cpuset_mems: Option<String>,
 }
 
 /// A boolean as Go's `strconv.ParseBool` reads it.

@@ -7,12 +7,14 @@ use std::time::Duration;
 
 use build_engine_engine::{
     ARCHIVE_HEAD, BuildRequest, ContextSource, DockerfileSource, Entitlement, ImageOptions, Limit, MainContext,
-    NoCache, Output, OutputDest, Report, ResourceLimits, UPLOAD, UserNamespace, is_archive, shown,
+    NetworkMode, NoCache, Output, OutputDest, Report, ResourceLimits, UPLOAD, UserNamespace, is_archive, shown,
 };
 use build_engine_oci::{Platform, Reference};
 
 use super::flags::{self, Flags, OtherFlags};
+use super::limits;
 use super::secrets;
+use crate::commands::call::{Call, Method, parse_call};
 use crate::commands::{dockerfile, lock_file};
 use crate::errors::Failure;
 use crate::settings::{self, Environment, ProgressChoice, set};
@@ -30,6 +32,8 @@ pub(crate) struct Plan {
     pub(crate) progress: Option<ProgressChoice>,
     pub(crate) iidfile: Option<PathBuf>,
     pub(crate) metadata_file: Option<PathBuf>,
+    /// What is asked about the Dockerfile instead of building it.
+    pub(crate) call: Option<Call>,
 }
 
 /// Findings so far.
@@ -60,6 +64,7 @@ impl Findings {
 pub(crate) fn plan(flags: Flags, env: Environment<'_>) -> Result<Plan, Failure> {
     let mut findings = Findings::default();
     refuse(&mut findings, &flags.other);
+    let call = call(&mut findings, &flags.other);
     let quiet = flags.quiet.unwrap_or(false);
     if quiet && flags.progress.is_some_and(|progress| !matches!(progress, ProgressChoice::Auto)) {
         findings.add("invalid-flag", "`--quiet` and `--progress` cannot be used together");
@@ -84,9 +89,9 @@ pub(crate) fn plan(flags: Flags, env: Environment<'_>) -> Result<Plan, Failure> 
     let named_contexts = named_contexts(&mut findings, &flags.build_context);
     let labels = labels(&mut findings, &flags.label);
     let annotations = each(&mut findings, "--annotation", &flags.annotation);
-    let extra_hosts = extra_hosts(&mut findings, &flags.add_host);
+    let extra_hosts = extra_hosts(&mut findings, &flags.add_host, flags.network == Some(NetworkMode::Host));
     let ulimits = ulimits(&mut findings, &flags.ulimit);
-    let resources = resources(&mut findings, &flags.resource);
+    let resources = resources(&mut findings, &flags.limits.fields(), &flags.resource);
     let no_cache = no_cache(&mut findings, &flags);
     let granted: Vec<String> = flags.allow.iter().filter(|text| !text.is_empty()).cloned().collect();
     let allow = allow(&mut findings, &granted);
@@ -146,6 +151,7 @@ pub(crate) fn plan(flags: Flags, env: Environment<'_>) -> Result<Plan, Failure> 
         allow_private_urls: flags.allow_private_urls == Some(true),
         allow,
         session,
+        isolation: flags.isolation.unwrap_or_default(),
     };
     Ok(Plan {
         request,
@@ -157,7 +163,45 @@ pub(crate) fn plan(flags: Flags, env: Environment<'_>) -> Result<Plan, Failure> 
         progress: flags.progress,
         iidfile: flags.iidfile,
         metadata_file: flags.metadata_file,
+        call,
     })
+}
+
+/// The parts of a request that decide what a Dockerfile means by itself: target, platforms and build arguments.
+///
+/// # Errors
+/// As [`plan`].
+pub(crate) fn language_settings(
+    flags: Flags,
+    env: Environment<'_>,
+) -> Result<(Option<String>, Vec<Platform>, BTreeMap<String, String>), Failure> {
+    let mut findings = Findings::default();
+    let build_args = build_args(&mut findings, &flags, env);
+    let platforms = platforms(&mut findings, &flags.platform);
+    if !findings.0.is_empty() {
+        return Err(Failure::inputs(findings.0));
+    }
+    Ok((flags.target.filter(|target| !target.is_empty()), platforms, build_args))
+}
+
+/// The value of `--call`, of which `--check` is a short form.
+fn call(findings: &mut Findings, flags: &OtherFlags) -> Option<Call> {
+    let text = flags.call.as_deref().unwrap_or_default();
+    match parse_call(text) {
+        Ok(call) if flags.check == Some(true) => match call {
+            None => Some(Call::CHECK),
+            Some(call) if call.method == Method::Check => Some(call),
+            Some(_) => {
+                findings.invalid("--call", text, "`--check` asks for something else");
+                None
+            }
+        },
+        Ok(call) => call,
+        Err(reason) => {
+            findings.invalid("--call", text, reason);
+            None
+        }
+    }
 }
 
 /// Refuses by name what this version cannot do, unless the value asks for nothing.
@@ -169,7 +213,6 @@ fn refuse(findings: &mut Findings, flags: &OtherFlags) {
         Err(_) => !is_disabled(&format!("type={kind},{value}")),
     };
     const ATTESTATIONS: &str = "leave it out, or turn it off by name: `--provenance=false`, `--sbom=false`";
-    const RESOURCE: &str = "use `--resource`, for example `--resource memory=512m,cpu-shares=512`";
     for (refused, flag, hint) in [
         (!flags.cache_from.is_empty(), "--cache-from", "the store keeps the cache between builds of this machine"),
         (!flags.cache_to.is_empty(), "--cache-to", "the store keeps the cache between builds of this machine"),
@@ -186,29 +229,11 @@ fn refuse(findings: &mut Findings, flags: &OtherFlags) {
             "--backend",
             "`--backend=embedded` is the only one in this version",
         ),
-        (asked(flags.check), "--check", "warnings are shown with every build"),
-        (
-            flags.call.as_deref().is_some_and(|value| value != "build"),
-            "--call",
-            "`--call=build` is the only method in this version",
-        ),
         (flags.rm == Some(false), "--rm=false", "no intermediate containers exist here"),
-        (
-            flags.isolation.as_deref().is_some_and(|value| !matches!(value, "" | "default")),
-            "--isolation",
-            "`--isolation=default` is the only level in this version",
-        ),
         (!flags.on_failure.is_empty(), "--on-failure", "build the stage before with `--target` to look at it"),
         (!flags.frontend_opt.is_empty(), "--frontend-opt", "use the flag that is made for it"),
         (asked(flags.squash), "--squash", "every step makes a layer; build onto one with a last stage and COPY --from"),
         (!flags.security_opt.is_empty(), "--security-opt", "the sandbox has no options in this version"),
-        (given(&flags.memory), "--memory", RESOURCE),
-        (given(&flags.memory_swap), "--memory-swap", RESOURCE),
-        (given(&flags.cpu_shares), "--cpu-shares", RESOURCE),
-        (given(&flags.cpu_period), "--cpu-period", RESOURCE),
-        (given(&flags.cpu_quota), "--cpu-quota", RESOURCE),
-        (given(&flags.cpuset_cpus), "--cpuset-cpus", RESOURCE),
-        (given(&flags.cpuset_mems), "--cpuset-mems", RESOURCE),
     ] {
         if refused {
             findings.unsupported(flag, hint);
@@ -627,7 +652,7 @@ fn labels(findings: &mut Findings, texts: &[String]) -> BTreeMap<String, String>
     labels
 }
 
-fn extra_hosts(findings: &mut Findings, texts: &[String]) -> Vec<(String, String)> {
+fn extra_hosts(findings: &mut Findings, texts: &[String], host_network: bool) -> Vec<(String, String)> {
     let mut hosts = Vec::new();
     for text in texts {
         let Some((name, address)) = text.split_once(['=', ':']).filter(|(name, _)| !name.is_empty()) else {
@@ -635,8 +660,11 @@ fn extra_hosts(findings: &mut Findings, texts: &[String]) -> Vec<(String, String
             continue;
         };
         let address = address.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(address);
+        // In the host's network, the host is where its loopback device is.
+        let address = if address == "host-gateway" && host_network { "127.0.0.1" } else { address };
         if address == "host-gateway" {
-            findings.unsupported("--add-host NAME:host-gateway", "give the address");
+            const HINT: &str = "a private network has no way to the host: add `--network=host`, or give an address";
+            findings.unsupported("--add-host NAME:host-gateway", HINT);
         } else if address.parse::<std::net::IpAddr>().is_err() {
             findings.invalid("--add-host", text, format!("`{address}` is not an IP address"));
         } else if name.contains(|char: char| char.is_whitespace() || char.is_control()) {
@@ -691,33 +719,25 @@ fn ulimits(findings: &mut Findings, texts: &[String]) -> Vec<Limit> {
     limits
 }
 
-fn resources(findings: &mut Findings, texts: &[String]) -> ResourceLimits {
+/// Limits of the classic flags, and of `--resource`, which comes last.
+fn resources(findings: &mut Findings, classic: &[(&str, String)], texts: &[String]) -> ResourceLimits {
     let mut limits = ResourceLimits::default();
+    for (key, value) in classic {
+        if let Err(reason) = limits::set(&mut limits, key, value) {
+            findings.invalid(&format!("--{key}"), value, reason);
+        }
+    }
     for field in texts.iter().flat_map(|text| fields_of(text)) {
         let Some((key, value)) = field.split_once('=') else {
             findings.invalid("--resource", &field, "expected LIMIT=VALUE");
             continue;
         };
-        let bytes = |value: &str| match value {
-            "-1" => Ok(-1),
-            value => flags::byte_size(value).and_then(|bytes| i64::try_from(bytes).map_err(|_| "too large".into())),
-        };
-        let number = "expected a number".to_owned();
-        let set = match key.trim() {
-            "memory" => bytes(value).map(|bytes| limits.memory_bytes = bytes),
-            "memory-swap" => bytes(value).map(|bytes| limits.memory_swap_bytes = bytes),
-            "cpu-shares" => value.parse().map(|shares| limits.cpu_shares = shares).map_err(|_| number),
-            "cpu-period" => value.parse().map(|period| limits.cpu_period = period).map_err(|_| number),
-            "cpu-quota" => value.parse().map(|quota| limits.cpu_quota = quota).map_err(|_| number),
-            "cpuset-cpus" => cpu_list(value).map(|list| limits.cpuset_cpus = list),
-            "cpuset-mems" => cpu_list(value).map(|list| limits.cpuset_mems = list),
-            _ => Err("the limit is one of memory, memory-swap, cpu-shares, cpu-period, cpu-quota, cpuset-cpus, \
-                      cpuset-mems"
-                .into()),
-        };
-        if let Err(reason) = set {
+        if let Err(reason) = limits::set(&mut limits, key.trim(), value) {
             findings.invalid("--resource", &field, reason);
         }
+    }
+    if let Err(reason) = limits::check(&limits) {
+        findings.add("invalid-flag", reason);
     }
     limits
 }
@@ -736,15 +756,6 @@ fn fields_of(text: &str) -> Vec<String> {
         }
     }
     fields
-}
-
-fn cpu_list(value: &str) -> Result<String, String> {
-    let legal = !value.is_empty()
-        && value.split(',').all(|part| {
-            let (from, to) = part.split_once('-').unwrap_or((part, part));
-            matches!((from.parse::<u32>(), to.parse::<u32>()), (Ok(from), Ok(to)) if from <= to)
-        });
-    if legal { Ok(value.to_owned()) } else { Err("expected a list such as 0-3 or 0,2".into()) }
 }
 
 fn no_cache(findings: &mut Findings, flags: &Flags) -> NoCache {
@@ -821,6 +832,29 @@ mod tests {
         try_plan(args).unwrap_or_else(|(_, message)| panic!("{args:?} is refused: {message}"))
     }
 
+    /// F1-082, F1-083: classic spellings are those of `--resource`, which has the last word.
+    #[test]
+    fn f1_083_classic_limits_and_the_way_to_the_host() {
+        let plan = accepted(&["-m", "1g", "--memory-swap=-1", "-c", "7", "--cpuset-cpus=0,2", "--cpu-quota", "5"]);
+        let expected = ResourceLimits {
+            memory_bytes: 1 << 30,
+            memory_swap_bytes: -1,
+            cpu_shares: 7,
+            cpu_quota: 5,
+            cpuset_cpus: "0,2".into(),
+            ..ResourceLimits::default()
+        };
+        assert_eq!(plan.request.resources, expected);
+        let plan = accepted(&["--memory=1g", "--resource=memory=2g,cpuset-mems=0", "--cpu-period=9"]);
+        let resources = plan.request.resources;
+        assert_eq!((resources.memory_bytes, resources.cpu_period, &*resources.cpuset_mems), (2 << 30, 9, "0"));
+        for args in [["--cpu-shares", "many"], ["--memory", "-5"], ["--cpuset-mems", "x"], ["--memory-swap", "1g"]] {
+            assert_eq!(try_plan(&args).map(|_| ()).map_err(|(code, _)| code), Err(2), "{args:?}");
+        }
+        let plan = accepted(&["--network=host", "--add-host", "h:host-gateway"]);
+        assert_eq!(plan.request.extra_hosts, [("h".to_owned(), "127.0.0.1".to_owned())]);
+    }
+
     #[test]
     fn every_flag_that_is_not_supported_is_refused_by_its_name() {
         for (args, flag) in [
@@ -833,21 +867,11 @@ mod tests {
             ("--sbom=generator=x", "--sbom"),
             ("--builder remote", "--builder"),
             ("--backend buildkit", "--backend"),
-            ("--check", "--check"),
-            ("--call outline", "--call"),
             ("--rm=false", "--rm=false"),
-            ("--isolation hyperv", "--isolation"),
             ("--on-failure shell", "--on-failure"),
             ("--frontend-opt a=b", "--frontend-opt"),
             ("--squash", "--squash"),
             ("--security-opt x", "--security-opt"),
-            ("-m 1g", "--memory"),
-            ("--memory-swap -1", "--memory-swap"),
-            ("-c 512", "--cpu-shares"),
-            ("--cpu-period 1", "--cpu-period"),
-            ("--cpu-quota -1", "--cpu-quota"),
-            ("--cpuset-cpus 0", "--cpuset-cpus"),
-            ("--cpuset-mems 0", "--cpuset-mems"),
             ("--add-host a:host-gateway", "--add-host"),
         ] {
             let args: Vec<&str> = args.split(' ').collect();
@@ -910,6 +934,10 @@ mod tests {
             "--resource cpuset-cpus=3-1",
             "--no-cache --no-cache-filter a",
             "--network bridge",
+            "--call what",
+            "--call check,format=xml",
+            "--call check,fun=1",
+            "--check --call outline",
             "--timeout never",
             "--timeout 0",
             "--userns maybe",
