@@ -16,7 +16,7 @@ pub fn is_archive(head: &[u8]) -> bool {
 fn is_tar_header(head: &[u8]) -> bool {
     const CHECKSUM: std::ops::Range<usize> = 148..156;
     let Some(block) = head.get(..512) else { return false };
-    let text: Vec<u8> = block[CHECKSUM].iter().copied().filter(|byte| byte.is_ascii_digit()).collect();
+    let text: Vec<u8> = block[CHECKSUM].iter().copied().filter(u8::is_ascii_digit).collect();
     let Some(stated) = str::from_utf8(&text).ok().and_then(|digits| u32::from_str_radix(digits, 8).ok()) else {
         return false;
     };

@@ -10,7 +10,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use build_engine_engine::{
-    Backend, BuildError, BuildRequest, ExitKind, NetworkMode, Outcome, Output, Report, UserNamespace,
+    Backend, BuildError, BuildRequest, DockerfileSource, ExitKind, NetworkMode, Outcome, Output, Report, UserNamespace,
 };
 use serde_json::{Map, Value};
 
@@ -31,6 +31,10 @@ pub(crate) fn run(flags: Flags, settings: &Settings, env: Environment<'_>) -> Re
     let Plan { request, spool, user_namespace, timeout, quiet, verbose, progress, iidfile, metadata_file, call } =
         plan(flags, env)?;
     if let Some(call) = call {
+        if request.dockerfile_source != DockerfileSource::Given {
+            let message = "`--check` and `--call` look at a Dockerfile of this machine only, for now";
+            return Err(Failure::input("unsupported-flag", message).hint("fetch it first, and give its path with `-f`"));
+        }
         let shown = call::shown_dockerfile(&request, &context, file.as_deref());
         return answer(call, &request, &shown, user_namespace, timeout, settings);
     }

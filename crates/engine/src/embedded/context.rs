@@ -42,8 +42,10 @@ impl Early<'_> {
                 BuildError::new(ExitKind::Input, Report::new("invalid-context", message))
             })?;
             if let MainContext::Archive(url) = &main {
-                let source =
-                    main.source(&frontend_request(request)).map_err(invalid)?.ok_or_else(|| internal("no source"))?;
+                let source = main
+                    .source(&frontend_request(request))
+                    .map_err(|reason| invalid(&reason))?
+                    .ok_or_else(|| internal("no source"))?;
                 let fetched = self.ops.http.tree(&source).await?;
                 let head = self.read(&fetched, &[CONTEXT_FILE], ARCHIVE_HEAD, true).await?;
                 if !head.is_some_and(|(_, head)| is_archive(&head)) {
@@ -63,7 +65,8 @@ impl Early<'_> {
                 let tree = match tree {
                     Some(tree) => tree,
                     None => {
-                        let edge = frontend::context_edge(&frontend_request(request), &main).map_err(invalid)?;
+                        let edge = frontend::context_edge(&frontend_request(request), &main)
+                            .map_err(|reason| invalid(&reason))?;
                         self.evaluate(&edge.ok_or_else(|| internal("a directory is no fetched context"))?).await?
                     }
                 };
@@ -100,8 +103,8 @@ impl Early<'_> {
             return Ok(None);
         }
         let request = frontend::Request::new("", build_engine_oci::Platform::host());
-        let Some(edge) =
-            frontend::context_edge(&request, &MainContext::Archive(source.identifier.clone())).map_err(invalid)?
+        let Some(edge) = frontend::context_edge(&request, &MainContext::Archive(source.identifier.clone()))
+            .map_err(|reason| invalid(&reason))?
         else {
             return Ok(None);
         };
@@ -196,7 +199,7 @@ pub(super) fn source_of(identifier: &str, attrs: &std::collections::BTreeMap<Str
     SourceOp { identifier: identifier.to_owned(), attrs: attrs.clone() }
 }
 
-fn invalid(reason: String) -> BuildError {
+fn invalid(reason: &str) -> BuildError {
     BuildError::new(ExitKind::Input, Report::new("invalid-context", format!("cannot use the context: {reason}")))
 }
 

@@ -29,8 +29,12 @@ pub(super) struct Git {
     parts: Arc<Parts>,
     lease: Arc<Lease>,
     resolved: Mutex<HashMap<String, Arc<OnceCell<Resolved>>>>,
-    trees: Mutex<HashMap<String, Arc<OnceCell<(Snapshot, i64)>>>>,
+    /// Trees, and when their commits were made.
+    trees: Mutex<HashMap<String, Tried>>,
 }
+
+/// A checkout that is done once.
+type Tried = Arc<OnceCell<(Snapshot, i64)>>;
 
 /// What a source vertex asks for.
 struct Wish {
