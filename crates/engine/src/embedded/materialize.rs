@@ -11,7 +11,7 @@
 //! Invariant: nothing here writes to a context.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use build_engine_graph::{FileOp, Op, Owner, UserRef, Vertex};
@@ -60,8 +60,9 @@ pub(super) async fn part(
     let snapshot = cell.get_or_try_init(|| {
         let (parts, context, path) = (Arc::clone(parts), Arc::clone(context), path.clone());
         spawn(move || {
+            let description = format!("local source for {}", context.name);
             let output = Output::Context(context);
-            files::with_view(&parts.store, &output, |view| snapshot(&parts.store, view, &path))?
+            files::with_view(&parts.store, &output, |view| snapshot(&parts.store, view, &path, description))?
                 .map_err(|error| error.step_error(&output))
         })
     });
@@ -140,10 +141,12 @@ impl Failed {
 }
 
 /// Makes a snapshot of one layer that has `path` (without links; empty for everything) of `view`.
-pub(super) fn snapshot(store: &Store, view: View<'_>, path: &std::path::Path) -> Result<Snapshot, Failed> {
+///
+/// `description` is what the history of an image that is nothing but this says of it.
+pub(super) fn snapshot(store: &Store, view: View<'_>, path: &Path, description: String) -> Result<Snapshot, Failed> {
     let active = store.active_layer(&Snapshot::scratch())?;
     copy::copy_part(view, path, &active.tree()?)?;
-    let layer = store.commit(active, &CommitInfo { description: "local files".into() })?;
+    let layer = store.commit(active, &CommitInfo { description })?;
     Ok(Snapshot::new(vec![layer]))
 }
 
