@@ -84,13 +84,6 @@ const BAD: &[Bad] = &[
         parts: &["--network=host", "Dockerfile:2"],
     },
     Bad {
-        name: "from-a-directory",
-        dockerfile: "FROM files\nCOPY Dockerfile /x\n",
-        args: &["--build-context=files=."],
-        code: 2,
-        parts: &["not supported yet", "Dockerfile:2"],
-    },
-    Bad {
         name: "other-frontend",
         dockerfile: "# syntax=example.com/other:1\nFROM base\n",
         args: &[],
