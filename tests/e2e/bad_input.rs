@@ -91,11 +91,11 @@ const BAD: &[Bad] = &[
         parts: &["example.com/other:1", "Dockerfile:1"],
     },
     Bad {
-        name: "not-yet-executed",
-        dockerfile: "FROM base\nRUN true\nADD https://example.com/x /x\n",
+        name: "unreachable-url",
+        dockerfile: "FROM base\nRUN true\nADD http://127.0.0.1:1/x /x\n",
         args: &[],
-        code: 2,
-        parts: &["https://example.com/x", "Dockerfile:3"],
+        code: 3,
+        parts: &["http://127.0.0.1:1/x", "Dockerfile:3"],
     },
 ];
 
