@@ -3,7 +3,9 @@
 #
 #   make demo     build the release binary, then the services of examples/shop, and run them
 #   make test     every test: the crates, the command line, the conformance with BuildKit
+#   make conformance   compare with BuildKit; writes docs/conformance.md when all is equal
 #   make check    formatting, lints, documentation, dependencies
+#   make fuzz     the parser, expansion and ignore files with random input, FUZZ_SECONDS each
 #   make bench    compare with BuildKit, docker, skopeo and buildah; writes docs/benchmarks.md
 #   make dist     a static binary in dist/
 #   make peers    install and start the builders that tests compare with (`make peers-stop` ends them)
@@ -12,7 +14,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help build demo test packages test-crates test-whole check deny bench dist peers peers-stop clean
+.PHONY: help build demo test conformance packages test-crates test-whole check deny fuzz bench dist peers peers-stop clean
 
 TRIPLE := $(shell uname -m)-unknown-linux-gnu
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
@@ -53,6 +55,14 @@ test-whole: packages build
 	[ $$running = 0 ] || $(AS_ROOT) testkit/peers.sh stop; \
 	exit $$status
 
+conformance: packages build
+	running=0; testkit/peers.sh running || running=$$?; \
+	status=0; \
+	$(AS_ROOT) testkit/peers.sh start && BUILD_ENGINE_CONFORMANCE=write \
+	  BUILD_ENGINE_BIN=$$(realpath $(BINARY)) cargo test --locked -p build-engine-tests --test conformance || status=$$?; \
+	[ $$running = 0 ] || $(AS_ROOT) testkit/peers.sh stop; \
+	exit $$status
+
 check:
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
@@ -62,6 +72,23 @@ check:
 deny:
 	@command -v cargo-deny > /dev/null || { echo "installing cargo-deny from crates.io"; cargo install --locked --quiet cargo-deny; }
 	cargo deny --locked check bans licenses sources
+
+# libFuzzer on stable Rust: coverage comes from a pass of LLVM's, which needs no sanitizer of a nightly compiler.
+FUZZ_TARGETS ?= parse expand ignore
+FUZZ_SECONDS ?= 60
+FUZZ_DIR := $(abspath $(TARGET_DIR))/fuzz
+FUZZ_FLAGS := -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
+  -Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares -Ccodegen-units=1 --cfg fuzzing
+
+fuzz:
+	@command -v c++ > /dev/null || { echo "installing with apt: g++"; \
+	  $(AS_ROOT) apt-get -qq update && $(AS_ROOT) apt-get -qq install -y --no-install-recommends g++; }
+	RUSTFLAGS="$(FUZZ_FLAGS)" cargo build --release --locked --manifest-path fuzz/Cargo.toml --target $(TRIPLE) --target-dir $(FUZZ_DIR)
+	for target in $(FUZZ_TARGETS); do \
+	  mkdir -p $(FUZZ_DIR)/$$target/corpus; \
+	  $(FUZZ_DIR)/$(TRIPLE)/release/$$target -max_total_time=$(FUZZ_SECONDS) -timeout=10 -rss_limit_mb=2048 -print_final_stats=1 \
+	    -artifact_prefix=$(FUZZ_DIR)/$$target/ $(FUZZ_DIR)/$$target/corpus fuzz/seeds/$$target; \
+	done
 
 bench: packages build
 	$(AS_ROOT) testkit/peers.sh start

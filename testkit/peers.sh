@@ -24,7 +24,7 @@ suite=${PEERS_SUITE:-sid}
 port=${PEERS_PORT:-5077}
 
 packages=(ca-certificates runc crun buildah podman skopeo umoci docker-registry uidmap busybox-static mmdebstrap passt
-  qemu-user-static iptables libarchive-tools python3)
+  qemu-user-static iptables libarchive-tools python3 git)
 unpacked=(docker.io docker-cli containerd docker-buildx)
 
 # Sockets have short names only, so they live apart from a DIR that may be deep.

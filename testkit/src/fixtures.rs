@@ -1,6 +1,6 @@
 //! Base images made here, from Debian's packages: no registry is needed.
 //!
-//! Both are OCI layouts below `target/testkit`, made once and then kept; their tag is `latest`.
+//! All are OCI layouts below `target/testkit`, made once and then kept; their tag is `latest`.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -34,13 +34,19 @@ pub fn busybox() -> Result<PathBuf> {
         return Err(Unavailable("/bin/busybox is missing (package busybox-static)".to_owned()).into());
     }
     let applets = output(Command::new(binary).arg("--list"))?;
+    write_layout(&dir, &busybox_config(), &[busybox_layer(&fs::read(binary)?, &applets)?])?;
+    Ok(dir)
+}
+
+/// The layer of such an image, with the bytes of busybox and the names that it goes by.
+pub(crate) fn busybox_layer(binary: &[u8], applets: &str) -> Result<Vec<u8>> {
     let mut layer = TarWriter::default();
     for path in ["bin", "dev", "etc", "home", "proc", "root", "run", "sys", "usr", "usr/bin", "var", "var/www"] {
         layer.directory(path, 0o755, (0, 0))?;
     }
     layer.directory("home/app", 0o700, (1000, 1000))?;
     layer.directory("tmp", 0o1777, (0, 0))?;
-    layer.file("bin/busybox", 0o755, (0, 0), &fs::read(binary)?)?;
+    layer.file("bin/busybox", 0o755, (0, 0), binary)?;
     for applet in applets.lines().filter(|applet| *applet != "busybox") {
         layer.symlink(&format!("bin/{applet}"), "busybox")?;
     }
@@ -53,8 +59,58 @@ pub fn busybox() -> Result<PathBuf> {
     layer.file("etc/passwd", 0o644, (0, 0), passwd.as_bytes())?;
     layer.file("etc/group", 0o644, (0, 0), group.as_bytes())?;
     layer.file("etc/os-release", 0o644, (0, 0), b"ID=busybox\nPRETTY_NAME=\"BusyBox\"\n")?;
-    let config = json!({ "Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"], "Cmd": ["sh"] });
-    write_layout(&dir, &config, &[layer.finish()?])?;
+    layer.finish()
+}
+
+/// Its config.
+pub(crate) fn busybox_config() -> serde_json::Value {
+    json!({ "Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"], "Cmd": ["sh"] })
+}
+
+/// A base image for amd64 and arm64 without programs: `/arch` names the architecture, and so does the label `arch`.
+pub fn multi() -> Result<PathBuf> {
+    let _lock = lock("multi")?;
+    let dir = cache_dir("bases")?.join("multi-1");
+    if dir.join("index.json").exists() {
+        return Ok(dir);
+    }
+    let part = dir.with_extension("part");
+    if part.exists() {
+        fs::remove_dir_all(&part)?;
+    }
+    let blobs = part.join("blobs/sha256");
+    fs::create_dir_all(&blobs)?;
+    let add = |bytes: &[u8], media_type: &str| -> Result<serde_json::Value> {
+        let digest = sha256(bytes);
+        fs::write(blobs.join(&digest), bytes)?;
+        Ok(json!({ "mediaType": media_type, "digest": format!("sha256:{digest}"), "size": bytes.len() }))
+    };
+    let mut manifests = Vec::new();
+    for architecture in ["amd64", "arm64"] {
+        let mut layer = TarWriter::default();
+        layer.file("arch", 0o644, (0, 0), architecture.as_bytes())?;
+        let layer = add(&layer.finish()?, "application/vnd.oci.image.layer.v1.tar")?;
+        let config = json!({
+            "architecture": architecture, "os": "linux", "created": "1970-01-01T00:00:00Z",
+            "config": { "Labels": { "arch": architecture } },
+            "rootfs": { "type": "layers", "diff_ids": [layer["digest"]] },
+            "history": [{ "created": "1970-01-01T00:00:00Z", "created_by": "testkit" }],
+        });
+        let config = add(&serde_json::to_vec(&config)?, "application/vnd.oci.image.config.v1+json")?;
+        let media_type = "application/vnd.oci.image.manifest.v1+json";
+        let manifest = json!({ "schemaVersion": 2, "mediaType": media_type, "config": config, "layers": [layer] });
+        let mut descriptor = add(&serde_json::to_vec(&manifest)?, media_type)?;
+        descriptor["platform"] = json!({ "os": "linux", "architecture": architecture });
+        manifests.push(descriptor);
+    }
+    let media_type = "application/vnd.oci.image.index.v1+json";
+    let index = json!({ "schemaVersion": 2, "mediaType": media_type, "manifests": manifests });
+    let mut index = add(&serde_json::to_vec(&index)?, media_type)?;
+    index["annotations"] = json!({ "org.opencontainers.image.ref.name": "latest" });
+    let index = json!({ "schemaVersion": 2, "mediaType": media_type, "manifests": [index] });
+    fs::write(part.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#)?;
+    fs::write(part.join("index.json"), serde_json::to_vec(&index)?)?;
+    fs::rename(&part, &dir).with_context(|| format!("cannot put `{}` in its place", dir.display()))?;
     Ok(dir)
 }
 
@@ -81,37 +137,67 @@ pub fn write_layout(dir: &Path, config: &serde_json::Value, layers: &[Vec<u8>]) 
     if part.exists() {
         fs::remove_dir_all(&part)?;
     }
-    let blobs = part.join("blobs/sha256");
-    fs::create_dir_all(&blobs)?;
-    let add = |bytes: &[u8], media_type: &str| -> Result<serde_json::Value> {
-        let digest = sha256(bytes);
-        fs::write(blobs.join(&digest), bytes)?;
-        Ok(json!({ "mediaType": media_type, "digest": format!("sha256:{digest}"), "size": bytes.len() }))
-    };
-    let mut descriptors = Vec::new();
-    for layer in layers {
-        descriptors.push(add(layer, "application/vnd.oci.image.layer.v1.tar")?);
+    fs::create_dir_all(part.join("blobs/sha256"))?;
+    let platform = json!({ "architecture": architecture()?, "os": "linux" });
+    let mut manifest = add_image(&part, &platform, config, layers)?;
+    manifest["annotations"] = json!({ "org.opencontainers.image.ref.name": "latest" });
+    finish_layout(&part, dir, &manifest)
+}
+
+/// Bytes with their media type, to become a blob.
+pub(crate) struct Document<'a> {
+    bytes: std::borrow::Cow<'a, [u8]>,
+    media_type: &'a str,
+}
+
+impl<'a> Document<'a> {
+    pub(crate) fn new(value: &serde_json::Value, media_type: &'a str) -> Result<Self> {
+        Ok(Self { bytes: serde_json::to_vec(value)?.into(), media_type })
     }
+
+    /// Writes the blob into the layout at `dir`; returns its descriptor.
+    pub(crate) fn add(&self, dir: &Path) -> Result<serde_json::Value> {
+        let digest = sha256(&self.bytes);
+        fs::write(dir.join("blobs/sha256").join(&digest), &self.bytes)?;
+        let digest = format!("sha256:{digest}");
+        Ok(json!({ "mediaType": self.media_type, "digest": digest, "size": self.bytes.len() }))
+    }
+}
+
+/// Writes an image into the layout at `dir`; returns the descriptor of its manifest.
+pub(crate) fn add_image(
+    dir: &Path,
+    platform: &serde_json::Value,
+    config: &serde_json::Value,
+    layers: &[Vec<u8>],
+) -> Result<serde_json::Value> {
+    let media_type = "application/vnd.oci.image.layer.v1.tar";
+    let layer = |bytes: &Vec<u8>| Document { bytes: bytes.as_slice().into(), media_type }.add(dir);
+    let descriptors = layers.iter().map(layer).collect::<Result<Vec<_>>>()?;
     let diff_ids: Vec<_> = descriptors.iter().map(|descriptor| descriptor["digest"].clone()).collect();
     let history: Vec<_> =
         layers.iter().map(|_| json!({ "created": "1970-01-01T00:00:00Z", "created_by": "testkit" })).collect();
-    let config = json!({
-        "architecture": architecture()?, "os": "linux", "created": "1970-01-01T00:00:00Z", "config": config,
+    let mut config = json!({
+        "created": "1970-01-01T00:00:00Z", "config": config,
         "rootfs": { "type": "layers", "diff_ids": diff_ids }, "history": history,
     });
-    let config = add(&serde_json::to_vec(&config)?, "application/vnd.oci.image.config.v1+json")?;
-    let manifest = json!({
-        "schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
-        "config": config, "layers": descriptors,
-    });
-    let mut manifest = add(&serde_json::to_vec(&manifest)?, "application/vnd.oci.image.manifest.v1+json")?;
-    manifest["annotations"] = json!({ "org.opencontainers.image.ref.name": "latest" });
+    for (key, value) in platform.as_object().into_iter().flatten() {
+        config[key] = value.clone();
+    }
+    let config = Document::new(&config, "application/vnd.oci.image.config.v1+json")?.add(dir)?;
+    let media_type = "application/vnd.oci.image.manifest.v1+json";
+    let manifest = json!({ "schemaVersion": 2, "mediaType": media_type, "config": config, "layers": descriptors });
+    Document::new(&manifest, media_type)?.add(dir)
+}
+
+/// Makes the layout at `part`, whose blobs are there, the one at `dir`, with `descriptor` in its index.
+pub(crate) fn finish_layout(part: &Path, dir: &Path, descriptor: &serde_json::Value) -> Result<()> {
     fs::write(part.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#)?;
     let index = json!({
-        "schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": [manifest],
+        "schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": [descriptor],
     });
     fs::write(part.join("index.json"), serde_json::to_vec(&index)?)?;
-    fs::rename(&part, dir).with_context(|| format!("cannot put `{}` in its place", dir.display()))
+    fs::rename(part, dir).with_context(|| format!("cannot put `{}` in its place", dir.display()))
 }
 
 /// This machine's architecture in OCI's words.

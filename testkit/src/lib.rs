@@ -1,7 +1,7 @@
 //! What the tests stand on: other builders to compare with, base images made here, and a reader of images that shares
 //! no code with the engine.
 //!
-//! Nothing here is part of the product. [`peers`] starts the builders that Debian packages offer, [`fixtures`] makes base
+//! Nothing here is part of the product. [`peers`] starts the builders that Debian packages offer, [`fixtures`] and [`foreign`] make base
 //! images, [`archive`] writes hostile layers, [`engine`] runs the `build-engine` binary as root or as an ordinary user,
 //! [`image`] reads what came out and [`report`] compares two of those.
 //!
@@ -11,6 +11,7 @@ pub mod archive;
 pub mod certs;
 pub mod engine;
 pub mod fixtures;
+pub mod foreign;
 pub mod image;
 pub mod peers;
 pub mod registry;

@@ -13,8 +13,12 @@ use crate::image::{Image, Inode, Kind, Tree};
 /// The lines of a report.
 pub type Report = BTreeMap<String, String>;
 
-/// Reports on `image`: its config without times, the shape of its history, the number of layers, and every path of its
-/// tree. Modification times, and with them digests, count only with `times`.
+/// Modification times from here on are those of the build; earlier ones come from a context, an archive or a base, and
+/// must have been kept.
+const RECENT: i64 = 1_700_000_000;
+
+/// Reports on `image`: its config without times, the shape of its history, the names in each layer, and every path of its
+/// tree with what was not changed just now. Other times, and with them digests, count only with `times`.
 pub fn report(image: &Image, times: bool) -> Report {
     let mut report = Report::new();
     if times {
@@ -46,6 +50,16 @@ pub fn report(image: &Image, times: bool) -> Report {
         }
     }
     put(&mut report, "layers", &Value::from(image.layers.len()));
+    for (index, layer) in image.layers.iter().enumerate() {
+        report.insert(format!("layer[{index}].type"), layer.media_type.clone());
+        let names: BTreeSet<&str> = layer.names.iter().map(|name| name.trim_end_matches('/')).collect();
+        report.insert(format!("layer[{index}].names"), names.into_iter().collect::<Vec<_>>().join(" "));
+    }
+    for (key, value) in image.manifest.as_object().into_iter().flatten() {
+        if !["config", "layers"].contains(&key.as_str()) {
+            put(&mut report, &format!("manifest.{key}"), value);
+        }
+    }
     report.extend(tree(&image.tree, times));
     report
 }
@@ -59,7 +73,7 @@ pub fn tree(tree: &Tree, times: bool) -> Report {
             if inode.kind != Kind::Directory && links.len() > 1 {
                 line.push_str(&format!(" links={}", links.join(",")));
             }
-            if times {
+            if times || inode.mtime < RECENT {
                 line.push_str(&format!(" mtime={}", inode.mtime));
             }
             (format!("file {path}"), line)

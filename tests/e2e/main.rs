@@ -7,10 +7,17 @@
 mod bad_input;
 mod cache;
 mod cancel;
+mod checks;
+mod context;
 mod debian;
+mod hostile;
 mod identical;
+mod mounts;
 mod outputs;
+mod platforms;
 mod progress;
+mod remote;
+mod secrets;
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -16,28 +16,49 @@
 //! | key | meaning |
 //! |---|---|
 //! | `rows` | the rows of the feature table that the case covers |
-//! | `args` | arguments for both builders, split at spaces; `{dir}` is the case's folder, `{base}` the base layout |
+//! | `args` | arguments for both builders, split at spaces |
 //! | `arg` | one argument, taken as it stands |
+//! | `args.2`, `arg.2` | arguments for the second build alone |
+//! | `env` | `NAME=VALUE` in the environment of both builders |
+//! | `context` | what stands for the context in the command, instead of the case's folder: `-`, `{git}#v1`, `{http}/c.tar` |
+//! | `stdin` | the file (below the context; `../x` beside it) that is standard input |
 //! | `network` | the network of RUN, `none` unless given; `default` passes no flag |
 //! | `epoch` | `SOURCE_DATE_EPOCH`, with `rewrite-timestamp`; times, diff IDs and the config's digest are compared then |
+//! | `call` | the value of `--call`: nothing is built, and what both print, and whether they succeed, is compared |
 //! | `fails` | the build must fail, and the engine's message has this text |
 //! | `oracle-fails` | BuildKit's message has this text |
 //! | `exit` | the engine's exit code when it fails (2 unless given) |
+//! | `needs` | `root` or `user`: the case is not run as the other one, for the reason that follows the word |
 //! | `deviates` | `key glob` ` \| ` `reason`: a difference that is meant; it is an error when it does not show. The key `outcome` stands for one builder succeeding and the other failing |
 //!
 //! Then come the files of the context, each after a line `-- PATH ATTRIBUTES --`. `../x` lies beside the context.
 //! Attributes: `mode=0755`; `dir`; `-> TARGET` (symbolic link); `=> PATH` (hard link to an earlier file); `bare` (without
-//! the last newline); `tar` or `tar.gz` (an archive, whose lines are `d PATH MODE UID:GID`, `f PATH MODE UID:GID TEXT`,
-//! `l PATH TARGET` and `h PATH TARGET`).
+//! the last newline); `crlf` (lines end as on Windows); `bom` (starts with a byte order mark); `tar` or `tar.gz` (an
+//! archive, whose lines are `d PATH MODE UID:GID`, `f PATH MODE UID:GID TEXT` (`\n` in it is a new line), `l PATH TARGET` and `h PATH TARGET`).
+//!
+//! **A second build.** A line `-- +2 PATH ATTRIBUTES --` is a file that changes after the first build (`removed`: it goes).
+//! Both builders then build again, and the second images are compared, and which steps came from the cache. Results of
+//! earlier test runs must not be found, so that such a case has `{nonce}` in its Dockerfile, before the first step.
+//!
+//! **Over HTTP.** `../http/PATH` is served at `{http}/PATH`, with an `ETag` and a `Last-Modified` of 14 July 2017; what lies
+//! in `../http/private/` only with the header `Authorization: Bearer letmein`. `../repo/PATH` is a file in the first commit
+//! of the repository `{git}`, `../repo.2/PATH` one that the second commit adds or changes, and so on. The branch `main` is the last commit,
+//! `first` the first; tags are `v1`, `v2`, … and, annotated, `release`; `{commit.1}` is an id.
+//!
+//! **Placeholders** stand in arguments, `env`, `context` and files: `{dir}` (the case's folder; not in files), `{base}` (the base
+//! layout; not in files), `{foreign}` (the one for other platforms, with programs; not in files), `{http}`, `{git}`, `{host}` (`127.0.0.1:PORT` of the server, which is a registry too), `{commit.N}`,
+//! `{nonce}` (another text in each run of the test program). The outcome of a case that uses one of the last five is not kept.
+//!
+//! Several platforms (`args: --platform linux/amd64,linux/arm64`) are compared one by one. The named context `multi` is a
+//! base for both, without programs: a file `/arch` has the name of the architecture.
 
-use std::fs::{self, File, FileTimes};
-use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use build_engine_testkit::fixtures::{TarWriter, gzip};
-use build_engine_testkit::sha256;
+use build_engine_testkit::{foreign, sha256};
+
+use crate::files::{Entry, make_dir, touch_all};
 
 /// A case, as its file says it.
 #[derive(Clone, Debug, Default)]
@@ -50,6 +71,18 @@ pub struct Case {
     pub rows: Vec<String>,
     /// Arguments for both builders.
     pub args: Vec<String>,
+    /// Further arguments of the second build.
+    pub second_args: Vec<String>,
+    /// The environment of both builders.
+    pub env: Vec<(String, String)>,
+    /// What stands for the context in the command.
+    pub context: Option<String>,
+    /// The file that is standard input.
+    pub stdin: Option<String>,
+    /// The value of `--call`.
+    pub call: Option<String>,
+    /// Who runs it, if not everyone, and why.
+    pub needs: Option<(String, String)>,
     /// The network of RUN.
     pub network: Option<String>,
     /// `SOURCE_DATE_EPOCH`.
@@ -76,15 +109,44 @@ pub struct Deviation {
     pub reason: String,
 }
 
+/// Where the parts of one run lie.
 #[derive(Clone, Debug)]
-struct Entry {
-    path: String,
-    attributes: Vec<String>,
-    content: String,
+pub struct Place<'a> {
+    /// The case's folder.
+    pub dir: &'a Path,
+    /// The context in the command: `dir/context`, or another name of it.
+    pub context: &'a Path,
+    /// The layout of the base.
+    pub base: &'a Path,
+    /// The layout of the base for several platforms.
+    pub multi: &'a Path,
+    /// The archive that is written.
+    pub out: &'a Path,
+    /// Placeholders and what they stand for.
+    pub values: &'a [(String, String)],
 }
 
-/// When every file of a context was last changed.
-const MODIFIED: u64 = 1_500_000_000;
+/// Stands for the base for other platforms in arguments.
+const FOREIGN: &str = "{foreign}";
+
+impl Place<'_> {
+    /// `text` with all placeholders filled.
+    pub fn fill(&self, text: &str) -> String {
+        let text = text.replace("{dir}", &self.dir.to_string_lossy()).replace("{base}", &self.base.to_string_lossy());
+        let text = text.replace(FOREIGN, &self.base.with_file_name(foreign::EDITION).to_string_lossy());
+        fill(&text, self.values)
+    }
+
+    /// `text` without what differs between two runs.
+    pub fn hide(&self, text: &str) -> String {
+        let values = self.values.iter().rev().fold(text.to_owned(), |text, (name, value)| text.replace(value, name));
+        values.replace(&*self.dir.to_string_lossy(), "{dir}").replace(&*self.base.to_string_lossy(), "{base}")
+    }
+}
+
+fn fill(text: &str, values: &[(String, String)]) -> String {
+    values.iter().fold(text.to_owned(), |text, (name, value)| text.replace(name, value))
+}
 
 impl Case {
     /// Reads every case below `dir`, in the order of their names.
@@ -107,9 +169,10 @@ impl Case {
         let mut titles = Vec::new();
         for line in text.split_inclusive('\n') {
             if let Some(head) = line.trim_end().strip_prefix("-- ").and_then(|line| line.strip_suffix(" --")) {
+                let (build, head) = head.strip_prefix("+2 ").map_or((1, head), |head| (2, head));
                 let mut words = head.split(' ').map(str::to_owned);
                 let path = words.next().context("a file without a name")?;
-                case.files.push(Entry { path, attributes: words.collect(), content: String::new() });
+                case.files.push(Entry { build, path, attributes: words.collect(), content: String::new() });
             } else if let Some(file) = case.files.last_mut() {
                 file.content.push_str(line);
             } else if let Some(title) = line.strip_prefix('#') {
@@ -125,6 +188,8 @@ impl Case {
         case.title = titles.join(" ");
         ensure!(!case.title.is_empty(), "a case starts with a title (`# …`)");
         ensure!(!case.rows.is_empty(), "a case names the rows that it covers (`rows: F1-…`)");
+        let fresh = case.files.iter().any(|file| file.content.contains("{nonce}"));
+        ensure!(fresh || !case.is_twice(), "a case with a second build has `{{nonce}}` in its Dockerfile");
         Ok(case)
     }
 
@@ -133,6 +198,20 @@ impl Case {
             "rows" => self.rows.extend(value.split_whitespace().map(str::to_owned)),
             "args" => self.args.extend(value.split_whitespace().map(str::to_owned)),
             "arg" => self.args.push(value.to_owned()),
+            "args.2" => self.second_args.extend(value.split_whitespace().map(str::to_owned)),
+            "arg.2" => self.second_args.push(value.to_owned()),
+            "env" => {
+                let (name, value) = value.split_once('=').context("`env: NAME=VALUE`")?;
+                self.env.push((name.to_owned(), value.to_owned()));
+            }
+            "context" => self.context = Some(value.to_owned()),
+            "stdin" => self.stdin = Some(value.to_owned()),
+            "call" => self.call = Some(value.to_owned()),
+            "needs" => {
+                let (who, reason) = value.split_once(' ').context("`needs: root REASON`")?;
+                ensure!(["root", "user"].contains(&who), "`needs` names `root` or `user`");
+                self.needs = Some((who.to_owned(), reason.to_owned()));
+            }
             "network" => self.network = Some(value.to_owned()),
             "epoch" => self.epoch = Some(value.parse()?),
             "fails" => self.fails.push(value.to_owned()),
@@ -152,11 +231,42 @@ impl Case {
         !self.fails.is_empty() || !self.oracle_fails.is_empty()
     }
 
+    /// Whether something changes and a second build follows.
+    pub fn is_twice(&self) -> bool {
+        !self.second_args.is_empty() || self.files.iter().any(|file| file.build == 2)
+    }
+
+    /// Whether it wants something over HTTP.
+    pub fn is_served(&self) -> bool {
+        self.files.iter().any(Entry::is_served) || self.uses(&["{http}", "{git}", "{host}", "{commit."])
+    }
+
+    /// Whether BuildKit's outcome is the same in the next run of the test program.
+    pub fn is_kept(&self) -> bool {
+        !self.is_served() && !self.uses(&["{nonce}"])
+    }
+
+    fn uses(&self, placeholders: &[&str]) -> bool {
+        let texts = self
+            .args
+            .iter()
+            .chain(&self.second_args)
+            .chain(&self.context)
+            .chain(self.env.iter().map(|(_, value)| value));
+        texts
+            .chain(self.files.iter().map(|file| &file.content))
+            .any(|text| placeholders.iter().any(|name| text.contains(name)))
+    }
+
     /// The arguments of `build` after the name of the program and `build`, with the context as the last.
-    pub fn arguments(&self, dir: &Path, base: &Path, out: &Path) -> Vec<String> {
-        let mut args = vec!["--progress=plain".to_owned()];
-        args.push(format!("--build-context=base=oci-layout://{}:latest", base.display()));
-        let mut output = format!("--output=type=oci,dest={}", out.display());
+    pub fn arguments(&self, place: &Place<'_>, is_second: bool) -> Vec<String> {
+        let progress = if self.is_twice() { "rawjson" } else { "plain" };
+        let mut args = vec![format!("--progress={progress}")];
+        args.push(format!("--build-context=base=oci-layout://{}:latest", place.base.display()));
+        if self.args.iter().any(|arg| arg.starts_with("--platform")) || self.uses(&["FROM multi", "from=multi"]) {
+            args.push(format!("--build-context=multi=oci-layout://{}:latest", place.multi.display()));
+        }
+        let mut output = format!("--output=type=oci,dest={}", place.out.display());
         match self.network.as_deref() {
             None => args.push("--network=none".to_owned()),
             Some("default") => {}
@@ -166,113 +276,50 @@ impl Case {
             args.push(format!("--build-arg=SOURCE_DATE_EPOCH={epoch}"));
             output.push_str(",rewrite-timestamp=true");
         }
-        args.push(output);
-        for arg in &self.args {
-            args.push(arg.replace("{dir}", &dir.to_string_lossy()).replace("{base}", &base.to_string_lossy()));
+        args.push(self.call.as_ref().map_or(output, |call| format!("--call={call}")));
+        args.extend(self.args.iter().map(|arg| place.fill(arg)));
+        if is_second {
+            args.extend(self.second_args.iter().map(|arg| place.fill(arg)));
         }
-        args.push(dir.join("context").to_string_lossy().into_owned());
+        args.push(match &self.context {
+            Some(context) => place.fill(context),
+            None => place.context.to_string_lossy().into_owned(),
+        });
         args
     }
 
-    /// Writes the files below `dir`, the context in `dir/context`.
-    pub fn write(&self, dir: &Path) -> Result<()> {
-        let context = dir.join("context");
-        make_dir(&context)?;
-        for entry in &self.files {
-            entry.write(&context).with_context(|| format!("cannot write `{}` of `{}`", entry.path, self.name))?;
-        }
+    /// Whether it needs the base for other platforms, beside the usual one.
+    pub fn wants_foreign(&self) -> bool {
+        self.args.iter().any(|arg| arg.contains(FOREIGN))
+    }
+
+    /// Writes the files of the first build below `dir`, the context in `dir/context`.
+    pub fn write(&self, dir: &Path, values: &[(String, String)]) -> Result<()> {
+        self.write_those(dir, values, |file| file.build == 1 && !file.is_served())?;
         touch_all(dir)
     }
-}
 
-impl Entry {
-    fn write(&self, context: &Path) -> Result<()> {
-        let path = context.join(&self.path);
-        if let Some(parent) = path.parent() {
-            make_dir(parent)?;
-        }
-        let mut mode = None;
-        let mut content = self.content.clone().into_bytes();
-        let mut attributes = self.attributes.iter().map(String::as_str);
-        while let Some(attribute) = attributes.next() {
-            match attribute {
-                "dir" => {
-                    make_dir(&path)?;
-                    if let Some(mode) = attributes.next().and_then(|text| text.strip_prefix("mode=")) {
-                        fs::set_permissions(&path, fs::Permissions::from_mode(u32::from_str_radix(mode, 8)?))?;
-                    }
-                    return Ok(());
-                }
-                "->" => return Ok(symlink(attributes.next().context("`->` without a target")?, &path)?),
-                "=>" => {
-                    return Ok(fs::hard_link(context.join(attributes.next().context("`=>` without a path")?), &path)?);
-                }
-                "bare" => {
-                    content.pop();
-                }
-                "tar" => content = archive(&self.content)?,
-                "tar.gz" => content = gzip(&archive(&self.content)?)?,
-                other => match other.strip_prefix("mode=") {
-                    Some(text) => mode = Some(u32::from_str_radix(text, 8)?),
-                    None => bail!("unknown attribute `{other}`"),
-                },
-            }
-        }
-        fs::write(&path, content)?;
-        Ok(fs::set_permissions(&path, fs::Permissions::from_mode(mode.unwrap_or(0o644)))?)
+    /// Changes what the second build finds changed.
+    pub fn change(&self, dir: &Path, values: &[(String, String)]) -> Result<()> {
+        self.write_those(dir, values, |file| file.build == 2)?;
+        self.files.iter().filter(|file| file.build == 2).try_for_each(|file| file.touch_changed(&dir.join("context")))
     }
-}
 
-/// Makes `path` and its parents with mode 0755, whatever the umask.
-fn make_dir(path: &Path) -> Result<()> {
-    if !path.is_dir() {
-        if let Some(parent) = path.parent() {
-            make_dir(parent)?;
-        }
-        fs::create_dir(path)?;
-        fs::set_permissions(path, fs::Permissions::from_mode(0o755))?;
+    /// Writes what is served below `dir`.
+    pub fn write_served(&self, dir: &Path) -> Result<()> {
+        self.write_those(dir, &[], Entry::is_served)?;
+        touch_all(dir)
     }
-    Ok(())
-}
 
-fn archive(lines: &str) -> Result<Vec<u8>> {
-    let mut tar = TarWriter::default();
-    for line in lines.lines() {
-        let words: Vec<&str> = line.splitn(5, ' ').collect();
-        let owner = |text: &str| -> Result<(u64, u64)> {
-            let (uid, gid) = text.split_once(':').context("an owner is `UID:GID`")?;
-            Ok((uid.parse()?, gid.parse()?))
-        };
-        match words[..] {
-            ["d", path, mode, ids] => tar.directory(path, u32::from_str_radix(mode, 8)?, owner(ids)?)?,
-            ["f", path, mode, ids, text] => {
-                tar.file(path, u32::from_str_radix(mode, 8)?, owner(ids)?, text.as_bytes())?;
-            }
-            ["l", path, target] => tar.symlink(path, target)?,
-            ["h", path, target] => tar.hard_link(path, target)?,
-            _ => bail!("`{line}` is no line of an archive"),
+    fn write_those(&self, dir: &Path, values: &[(String, String)], which: impl Fn(&Entry) -> bool) -> Result<()> {
+        let context = dir.join("context");
+        make_dir(&context)?;
+        for entry in self.files.iter().filter(|entry| which(entry)) {
+            let written = entry.write(&context, |text| fill(text, values));
+            written.with_context(|| format!("cannot write `{}` of `{}`", entry.path, self.name))?;
         }
+        Ok(())
     }
-    tar.finish()
-}
-
-/// Sets the times of all files and folders, the deepest first, because work inside a folder changes its time.
-fn touch_all(dir: &Path) -> Result<()> {
-    for entry in fs::read_dir(dir)? {
-        let path = entry?.path();
-        let metadata = fs::symlink_metadata(&path)?;
-        if metadata.is_dir() {
-            touch_all(&path)?;
-        } else if metadata.is_file() {
-            touch(&path)?;
-        }
-    }
-    touch(dir)
-}
-
-fn touch(path: &Path) -> Result<()> {
-    let time = SystemTime::UNIX_EPOCH + Duration::from_secs(MODIFIED);
-    Ok(File::open(path)?.set_times(FileTimes::new().set_modified(time).set_accessed(time))?)
 }
 
 /// Whether `text` matches `glob`, in which `*` stands for any text.

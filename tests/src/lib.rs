@@ -3,3 +3,6 @@
 //! This library holds what the test programs share: [`case`], the conformance cases as data.
 
 pub mod case;
+pub mod evidence;
+mod files;
+pub mod served;

@@ -14,6 +14,7 @@ mod errors;
 mod output;
 mod session;
 mod settings;
+mod template;
 mod ui;
 
 use std::panic::AssertUnwindSafe;

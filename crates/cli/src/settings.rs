@@ -7,7 +7,9 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use build_engine_engine::{AuthFiles, ExitKind, NetworkLimits, Proxies, RegistryHost, RegistrySettings, Report};
+use build_engine_engine::{
+    AuthFiles, ExitKind, NetworkLimits, Proxies, RegistryHost, RegistrySettings, Report, Variables,
+};
 use serde::Deserialize;
 
 use crate::errors::{Failure, Style};
@@ -179,6 +181,29 @@ fn parse_progress(value: &str, name: &str) -> Result<ProgressChoice, Failure> {
     })
 }
 
+/// What git is started with; everything else of the environment stays here.
+pub(crate) fn for_programs(env: Environment<'_>) -> Variables {
+    const NAMES: &[&str] = &[
+        "PATH",
+        "USER",
+        "LOGNAME",
+        "TMPDIR",
+        "SSH_AUTH_SOCK",
+        "SSL_CERT_FILE",
+        "SSL_CERT_DIR",
+        "GIT_SSL_CAINFO",
+        "HTTP_PROXY",
+        "HTTPS_PROXY",
+        "ALL_PROXY",
+        "NO_PROXY",
+        "http_proxy",
+        "https_proxy",
+        "all_proxy",
+        "no_proxy",
+    ];
+    Variables::new(NAMES.iter().filter_map(|name| Some((name.into(), env(name)?))))
+}
+
 fn default_root(env: Environment<'_>, is_root: bool) -> Result<PathBuf, Failure> {
     if is_root {
         return Ok("/var/lib/build-engine".into());
@@ -211,6 +236,11 @@ fn auth_files(env: Environment<'_>) -> AuthFiles {
     ];
     let path = set(env, "PATH").map(|value| std::env::split_paths(&value).filter(|dir| dir.is_absolute()).collect());
     AuthFiles { files: files.into_iter().flatten().collect(), path: path.unwrap_or_default() }
+}
+
+/// The socket of the user's SSH agent.
+pub(crate) fn ssh_agent(env: Environment<'_>) -> Option<PathBuf> {
+    set(env, "SSH_AUTH_SOCK").map(PathBuf::from)
 }
 
 /// The sockets of local daemons: the ones that were named, else those of Docker, then of Podman.

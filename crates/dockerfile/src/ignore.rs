@@ -49,6 +49,15 @@ pub struct WalkState {
     matched: Vec<bool>,
 }
 
+/// A pattern that changed, or confirmed, what is said about a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Step {
+    /// The pattern, as an index of [`Ignore::rules`].
+    pub rule: usize,
+    /// Length of what it matched: the path itself, or one of the directories that it is in.
+    pub matched: usize,
+}
+
 /// What the patterns say about a path.
 #[derive(Debug, Clone, Default)]
 pub struct Verdict {
@@ -160,6 +169,26 @@ impl Ignore {
             verdict = self.visit(&path[..end], &verdict.state);
         }
         self.visit(path, &verdict.state)
+    }
+
+    /// The patterns that had a say about `path`, in their order; the last one decides. None left it as it was: kept.
+    pub fn trace(&self, path: &str) -> Vec<Step> {
+        let mut matched: Vec<Option<usize>> = vec![None; self.patterns.len()];
+        let ends = path.match_indices('/').map(|(end, _)| end).chain([path.len()]);
+        for end in ends {
+            let mut ignored = false;
+            for (pattern, matched) in self.patterns.iter().zip(&mut matched) {
+                // As in `visit`: an exception matters only for what is ignored, another pattern only for what is not.
+                if matched.is_none() && pattern.is_exception == ignored && pattern.matcher.is_match(&path[..end]) {
+                    *matched = Some(end);
+                }
+                if matched.is_some() {
+                    ignored = !pattern.is_exception;
+                }
+            }
+        }
+        let steps = matched.into_iter().enumerate();
+        steps.filter_map(|(rule, matched)| Some(Step { rule, matched: matched? })).collect()
     }
 
     /// Whether `path` is left out.

@@ -126,7 +126,7 @@ fn stage(statement: &Statement, diagnostics: &mut Vec<Diagnostic>) -> Stage {
 }
 
 /// `^[a-z][a-z0-9-_.]*$`
-fn is_stage_name(name: &str) -> bool {
+pub(crate) fn is_stage_name(name: &str) -> bool {
     name.starts_with(|ch: char| ch.is_ascii_lowercase())
         && name.chars().all(|ch| ch.is_ascii_lowercase() || ch.is_ascii_digit() || matches!(ch, '-' | '_' | '.'))
 }
@@ -525,8 +525,8 @@ fn check_trigger_name(trigger: &Statement, diagnostics: &mut Vec<Diagnostic>) {
     diagnostics.push(Diagnostic::error("onbuild", message, trigger.keyword.span));
 }
 
-/// The text after `# name ` directly above.
-fn doc_comment(comments: &[String], name: &str) -> Option<String> {
+/// The description of a stage or argument: what follows `# name ` in the comments directly above it.
+pub fn doc_comment(comments: &[String], name: &str) -> Option<String> {
     comments.iter().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')).map(str::to_owned)
 }
 

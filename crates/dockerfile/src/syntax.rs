@@ -9,7 +9,11 @@ use crate::{
     Diagnostic, Directive, Heredoc, Span, Spanned, Statement,
     expand::{ExpandError, Lex},
     has_errors,
-    limits::{MAX_CONTINUATION_LINES, MAX_INSTRUCTIONS, MAX_LINE_BYTES, MAX_SOURCE_BYTES},
+    limits::{
+        MAX_CONTINUATION_LINES, MAX_HEREDOC_NAME_BYTES, MAX_HEREDOCS, MAX_INSTRUCTIONS, MAX_LINE_BYTES,
+        MAX_SOURCE_BYTES,
+    },
+    lint::rules::NO_EMPTY_CONTINUATION,
     words::{Joined, Json, Slice, json_strings, split_blanks, split_once_blank, split_quoted, take_flags},
 };
 
@@ -273,9 +277,9 @@ impl<'a> Parser<'a> {
         if let Some(span) = empty_line {
             // Upstream reports the last line of the instruction; so that reports agree, so do we.
             self.diagnostics.push(
-                Diagnostic::warning("NoEmptyContinuation", "Empty continuation line", span)
-                    .with_url("https://docs.docker.com/go/dockerfile/rule/no-empty-continuation/")
-                    .with_detail("Empty continuation lines will become errors in a future release"),
+                Diagnostic::warning(NO_EMPTY_CONTINUATION.name, "Empty continuation line", span)
+                    .with_url(NO_EMPTY_CONTINUATION.url().unwrap_or_default())
+                    .with_detail(NO_EMPTY_CONTINUATION.description),
             );
         }
         if takes_heredocs(&statement) && all.text().contains("<<") {
@@ -285,7 +289,17 @@ impl<'a> Parser<'a> {
                     sound = false;
                 }
                 Ok(heredocs) => {
+                    if let Some((_, span)) = heredocs.get(MAX_HEREDOCS) {
+                        self.limit(format!("the instruction has more than {MAX_HEREDOCS} heredocs"), *span);
+                        return None;
+                    }
                     for (mut heredoc, span) in heredocs {
+                        if heredoc.name.len() > MAX_HEREDOC_NAME_BYTES {
+                            let message =
+                                format!("the name of a heredoc is longer than {MAX_HEREDOC_NAME_BYTES} bytes");
+                            self.limit(message, Span::new(span.start, span.start));
+                            return None;
+                        }
                         if let Some(content) = self.heredoc_body(&heredoc)? {
                             heredoc.content = content;
                         } else {
@@ -418,6 +432,14 @@ impl DirectiveScan {
         let at = start + text.len() - value.len() + leading.min(value.len() - value_text.len());
         let span = Span::new(at, at + value_text.len());
         Some(Found::Directive(Directive { name: name.to_owned(), value: Spanned::new(value_text.to_owned(), span) }))
+    }
+}
+
+/// The value of the directive `name`, if the text of a comment is that directive.
+pub(crate) fn directive_of_comment(comment: &str, name: &str) -> Option<String> {
+    match DirectiveScan::new("").line(comment, 0) {
+        Some(Found::Directive(found)) if found.name == name => Some(found.value.value),
+        _ => None,
     }
 }
 

@@ -1,14 +1,33 @@
-//! The build context as the builder would see it: what the ignore files leave.
+//! The build context as the builder would see it: what the ignore files leave, what it weighs, and why a path is in it
+//! or not.
+//!
+//! Listing and measuring walk the directory once and keep one directory's names in memory at a time, so that a context
+//! of half a million files costs no more memory than its deepest path. [`export`] reads through the eyes of the builder
+//! itself (`store::copy`), so that it is no second opinion.
 
-use std::collections::BTreeSet;
+mod export;
+mod nearest;
+mod size;
+mod walk;
+mod why;
+
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use build_engine_dockerfile::ignore::{Ignore, WalkState};
+use build_engine_dockerfile::ignore::Ignore;
+use build_engine_store::copy::Visibility;
 use serde::{Deserialize, Serialize};
 
 use crate::{BuildError, ExitKind, Report};
+
+pub use export::{ExportTo, export};
+pub(crate) use nearest::{Likeness, nearest};
+pub use size::{DirectorySize, FileSize, RuleSavings, Sizes, size};
+pub use why::{Deciding, Reason, why};
+
+/// Largest ignore file that is read.
+const MAX_IGNORE_FILE_BYTES: u64 = 16 << 20;
 
 /// One entry of a context.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -17,134 +36,170 @@ pub struct ContextEntry {
     pub path: String,
     /// `file`, `dir`, `symlink`, or `other` for what cannot be copied.
     #[serde(rename = "type")]
-    pub kind: String,
+    pub kind: EntryKind,
     /// Size in bytes; 0 for directories.
     pub size: u64,
 }
 
-/// Lists what a build with this context and Dockerfile could copy, sorted by path.
-///
-/// `<Dockerfile>.dockerignore` is taken before `.dockerignore`. A kept entry brings the directories above it.
-///
-/// # Errors
-/// [`ExitKind::Input`] for a malformed pattern, with its line, and where the context cannot be read.
-pub fn list(context: &Path, dockerfile: Option<&Path>) -> Result<Vec<ContextEntry>, BuildError> {
-    let ignore = ignore_of(context, dockerfile)?;
-    let mut listing = Listing { root: context, ignore: &ignore, entries: Vec::new(), listed: BTreeSet::new() };
-    listing.directory("", &WalkState::default()).map_err(|(path, error)| {
-        let message = format!("cannot read `{}` of the build context", path.display());
-        BuildError::new(ExitKind::Input, Report::new("context", message).caused_by(&error))
-    })?;
-    let mut entries = listing.entries;
-    entries.sort_by(|a, b| a.path.cmp(&b.path));
-    Ok(entries)
+/// What an entry of a context is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EntryKind {
+    /// A regular file.
+    File,
+    /// A directory.
+    Dir,
+    /// A symbolic link, which stays one.
+    Symlink,
+    /// A pipe, a device, a socket.
+    Other,
 }
 
-/// The ignore file that a build with this context and Dockerfile uses.
-fn ignore_of(context: &Path, dockerfile: Option<&Path>) -> Result<Ignore, BuildError> {
-    let own = dockerfile.map(|path| {
-        let mut name = path.as_os_str().to_owned();
-        name.push(".dockerignore");
-        PathBuf::from(name)
-    });
-    for path in own.into_iter().chain([context.join(".dockerignore")]) {
-        let text = match fs::read(&path) {
-            Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            Err(error) => {
-                let message = format!("cannot read `{}`", path.display());
-                return Err(BuildError::new(ExitKind::Input, Report::new("context", message).caused_by(&error)));
+impl EntryKind {
+    /// The word for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::File => "file",
+            Self::Dir => "dir",
+            Self::Symlink => "symlink",
+            Self::Other => "other",
+        }
+    }
+
+    fn of(kind: fs::FileType) -> Self {
+        if kind.is_dir() {
+            Self::Dir
+        } else if kind.is_symlink() {
+            Self::Symlink
+        } else if kind.is_file() {
+            Self::File
+        } else {
+            Self::Other
+        }
+    }
+}
+
+/// The ignore file that counts for a build.
+#[derive(Debug, Clone, Default)]
+pub struct IgnoreFile {
+    /// Where it is; `None` if there is none.
+    pub path: Option<PathBuf>,
+    /// Its lines.
+    lines: Vec<String>,
+    pub(crate) ignore: Ignore,
+}
+
+impl IgnoreFile {
+    /// Finds and reads the ignore file that a build with this context and Dockerfile uses: `<Dockerfile>.dockerignore`,
+    /// or else the `.dockerignore` of the context.
+    ///
+    /// # Errors
+    /// [`ExitKind::Input`] for a malformed pattern, with its line, and for a file that cannot be read; [`ExitKind::Limit`] for
+    /// one of more than 16 MiB.
+    pub fn find(context: &Path, dockerfile: Option<&Path>) -> Result<Self, BuildError> {
+        let own = dockerfile.map(|path| {
+            let mut name = path.as_os_str().to_owned();
+            name.push(".dockerignore");
+            PathBuf::from(name)
+        });
+        for path in own.into_iter().chain([context.join(".dockerignore")]) {
+            if let Some(text) = read(&path)? {
+                return Self::parse(path, &text);
             }
-        };
-        return Ignore::parse(&text).map_err(|error| {
+        }
+        Ok(Self::default())
+    }
+
+    fn parse(path: PathBuf, text: &str) -> Result<Self, BuildError> {
+        let ignore = Ignore::parse(text).map_err(|error| {
             let message = format!("{}: {error}", path.display());
             BuildError::new(ExitKind::Input, Report::new("invalid-ignore-file", message))
-        });
+        })?;
+        Ok(Self { path: Some(path), lines: text.lines().map(str::to_owned).collect(), ignore })
     }
-    Ok(Ignore::default())
+
+    /// The rule as a person finds it in the file.
+    fn deciding(&self, rule: usize, path: &str, matched: usize) -> Option<Deciding> {
+        let pattern = self.ignore.rules().get(rule)?;
+        let file = self.path.as_deref().unwrap_or(Path::new(".dockerignore"));
+        Some(Deciding {
+            file: file.display().to_string(),
+            line: pattern.line,
+            text: self.lines.get(pattern.line.saturating_sub(1)).unwrap_or(&pattern.text).trim().to_owned(),
+            keeps: pattern.is_exception,
+            matched: path[..matched].to_owned(),
+        })
+    }
+
+    /// What decides about `path`, a path within the context; `None` if no line has a say.
+    pub(crate) fn decides(&self, path: &str) -> Option<Deciding> {
+        let step = *self.ignore.trace(path).last()?;
+        self.deciding(step.rule, path, step.matched)
+    }
 }
 
-struct Listing<'a> {
-    root: &'a Path,
-    ignore: &'a Ignore,
-    entries: Vec<ContextEntry>,
-    /// Directories that are in `entries` already.
-    listed: BTreeSet<String>,
+fn read(path: &Path) -> Result<Option<String>, BuildError> {
+    use std::io::Read;
+    let failed = |error: io::Error| {
+        let message = format!("cannot read `{}`", path.display());
+        BuildError::new(ExitKind::Input, Report::new("context", message).caused_by(&error))
+    };
+    let file = match open_regular(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(failed(error)),
+    };
+    let mut bytes = Vec::new();
+    file.take(MAX_IGNORE_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(failed)?;
+    if bytes.len() as u64 > MAX_IGNORE_FILE_BYTES {
+        let message = format!("`{}` has more than {MAX_IGNORE_FILE_BYTES} bytes", path.display());
+        return Err(BuildError::new(ExitKind::Limit, Report::new("limit", message)));
+    }
+    Ok(Some(String::from_utf8_lossy(&bytes).into_owned()))
 }
 
-impl Listing<'_> {
-    fn directory(&mut self, dir: &str, state: &WalkState) -> Result<(), (PathBuf, io::Error)> {
-        let path = self.root.join(dir);
-        let failed = |error| (path.clone(), error);
-        for entry in fs::read_dir(&path).map_err(failed)? {
-            let entry = entry.map_err(failed)?;
-            let name = entry.file_name().to_string_lossy().into_owned();
-            let below = if dir.is_empty() { name } else { format!("{dir}/{name}") };
-            let metadata = entry.path().symlink_metadata().map_err(|error| (entry.path(), error))?;
-            let verdict = self.ignore.visit(&below, state);
-            if !verdict.ignored {
-                self.add(&below, &metadata);
-            }
-            if metadata.is_dir() && !(verdict.ignored && self.ignore.can_prune(&below, &verdict)) {
-                self.directory(&below, &verdict.state)?;
-            }
-        }
-        Ok(())
+/// Opens a regular file; a pipe, which would wait for somebody to write, is an error.
+pub(crate) fn open_regular(path: &Path) -> io::Result<fs::File> {
+    if !fs::metadata(path)?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
     }
+    fs::File::open(path)
+}
 
-    fn add(&mut self, path: &str, metadata: &fs::Metadata) {
-        for (at, _) in path.match_indices('/') {
-            self.add_directory(&path[..at]);
-        }
-        if metadata.is_dir() {
-            self.add_directory(path);
-            return;
-        }
-        let kind = if metadata.is_symlink() {
-            "symlink"
-        } else if metadata.is_file() {
-            "file"
-        } else {
-            "other"
-        };
-        self.entries.push(ContextEntry { path: path.to_owned(), kind: kind.into(), size: metadata.len() });
-    }
+/// Gives what a build with this context could copy to `each`, sorted by path. A kept entry brings the directories above it.
+///
+/// # Errors
+/// [`ExitKind::Input`] where the context cannot be read; and what `each` returns.
+pub fn list(
+    context: &Path,
+    ignore: &IgnoreFile,
+    each: &mut dyn FnMut(ContextEntry) -> Result<(), BuildError>,
+) -> Result<(), BuildError> {
+    walk::kept(context, &ignore.ignore, each)
+}
 
-    fn add_directory(&mut self, path: &str) {
-        if self.listed.insert(path.to_owned()) {
-            self.entries.push(ContextEntry { path: path.to_owned(), kind: "dir".into(), size: 0 });
-        }
+/// What a copy sees of `path`.
+pub(crate) fn visibility(ignore: &Ignore, path: &Path, is_dir: bool) -> Visibility {
+    let path = path.to_string_lossy();
+    let verdict = ignore.verdict(&path);
+    if !verdict.ignored {
+        Visibility::Visible
+    } else if is_dir && !ignore.can_prune(&path, &verdict) {
+        Visibility::Through
+    } else {
+        Visibility::Hidden
     }
+}
+
+fn unreadable(path: &Path, error: &io::Error) -> BuildError {
+    let message = format!("cannot read `{}` of the build context", path.display());
+    let report = Report::new("context", message).caused_by(error);
+    let report = match error.kind() {
+        io::ErrorKind::PermissionDenied => report.hint("leave it out with a line in `.dockerignore`"),
+        _ => report,
+    };
+    BuildError::new(ExitKind::Input, report)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn listed(files: &[&str], ignore: &str) -> Vec<String> {
-        let dir = tempfile::tempdir().unwrap();
-        for file in files {
-            let path = dir.path().join(file);
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(path, "x").unwrap();
-        }
-        fs::write(dir.path().join(".dockerignore"), ignore).unwrap();
-        list(dir.path(), None).unwrap().into_iter().map(|entry| format!("{} {}", entry.path, entry.kind)).collect()
-    }
-
-    #[test]
-    fn f1_014_a_kept_file_brings_the_directories_above_it() {
-        let files = ["a/b/keep", "a/b/drop", "c"];
-        assert_eq!(listed(&files, "*\n!a/b/keep\n"), ["a dir", "a/b dir", "a/b/keep file"]);
-        assert_eq!(listed(&files, ".dockerignore\na/b/drop\n"), ["a dir", "a/b dir", "a/b/keep file", "c file"]);
-    }
-
-    #[test]
-    fn a_malformed_pattern_is_named_with_its_line() {
-        let dir = tempfile::tempdir().unwrap();
-        fs::write(dir.path().join(".dockerignore"), "ok\n[\n").unwrap();
-        let error = list(dir.path(), None).unwrap_err();
-        assert_eq!(error.kind, ExitKind::Input);
-        assert!(error.to_string().contains('2'), "{error}");
-    }
-}
+mod tests;

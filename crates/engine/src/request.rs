@@ -12,7 +12,7 @@ use build_engine_oci::{Descriptor, Digest, Platform, Reference};
 use build_engine_registry::Settings as RegistrySettings;
 use serde::{Deserialize, Serialize};
 
-use crate::Session;
+use crate::{Entitlement, Session};
 
 /// One build, as `docker buildx build` would take it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -25,8 +25,15 @@ pub struct BuildRequest {
     pub dockerfile_name: String,
     /// Where the Dockerfile was read from; the ignore file beside it (`<Dockerfile>.dockerignore`) comes first.
     pub dockerfile_path: Option<PathBuf>,
-    /// The build context; `None` for a Dockerfile alone.
+    /// The build context where it is a directory; without one and without `remote_context` it is empty.
     pub context: Option<PathBuf>,
+    /// The address of a build context that is fetched: a repository, an archive or a single Dockerfile. What begins with
+    /// [`UPLOAD`] stands in `uploads`.
+    pub remote_context: Option<String>,
+    /// Where `dockerfile` comes from.
+    pub dockerfile_source: DockerfileSource,
+    /// Files of this machine that are taken for what stands at [`UPLOAD`] and their name: what came from standard input.
+    pub uploads: BTreeMap<String, PathBuf>,
     /// `--build-context`: further contexts by name.
     pub named_contexts: BTreeMap<String, ContextSource>,
     /// `--tag`.
@@ -67,9 +74,46 @@ pub struct BuildRequest {
     pub attestations: Vec<Attestation>,
     /// `--resource`.
     pub resources: ResourceLimits,
+    /// `--rm=false`: the tree of a failed step becomes an image of the store.
+    pub keep_failed: bool,
+    /// `--isolation`.
+    pub isolation: Isolation,
+    /// `--allow-private-urls`: redirects of what is fetched may lead to private addresses.
+    pub allow_private_urls: bool,
+    /// `--allow`: what the Dockerfile may ask for beyond what every build may.
+    pub allow: Vec<Entitlement>,
     /// What the build may ask of the face, which keeps it.
     #[serde(skip)]
     pub session: Session,
+}
+
+/// How much a build insists on its isolation (`--isolation`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Isolation {
+    /// Namespaces, system call filter, capabilities; where the host lacks a part, a note says what was used instead.
+    #[default]
+    Default,
+    /// The same, and what the host lacks is an error.
+    Strict,
+    /// The same, by a worker without privilege on the host.
+    Rootless,
+}
+
+/// Where the addresses of what a user sends along with a build begin; BuildKit's name for it.
+pub const UPLOAD: &str = "http://buildkit-session/";
+
+/// Where the text of a Dockerfile is to be found.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DockerfileSource {
+    /// In the request.
+    #[default]
+    Given,
+    /// In the context that is fetched, by its path there.
+    Context(String),
+    /// At a URL.
+    Url(String),
 }
 
 /// The serialisable form of [`Network`].
@@ -581,7 +625,7 @@ fn take_options(attrs: &mut Attrs) -> Result<ImageOptions, InvalidOutput> {
 }
 
 /// Splits one CSV record (RFC 4180 quotes), as buildx reads its flags.
-pub(crate) fn split_csv(text: &str) -> Result<Vec<String>, String> {
+pub fn split_csv(text: &str) -> Result<Vec<String>, String> {
     let mut fields = vec![String::new()];
     let mut quoted = false;
     let mut chars = text.chars().peekable();
@@ -616,6 +660,19 @@ pub struct Outcome {
     pub layers: usize,
     /// Sum of the uncompressed sizes of its layers.
     pub size_bytes: u64,
+    /// How isolated its commands were.
+    pub isolation: IsolationReport,
+}
+
+/// How isolated the commands of a build were.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct IsolationReport {
+    /// The level asked for.
+    pub level: Isolation,
+    /// How the worker ran: `root`, `user` or `oneuid`.
+    pub worker: String,
+    /// What was less than usual on this host, or than asked for; empty with [`Isolation::Strict`].
+    pub fallbacks: Vec<String>,
 }
 
 /// `build-engine run`: a quick look at an image.
@@ -649,7 +706,6 @@ pub struct StoreOptions {
 }
 
 /// A request for nothing yet.
-#[cfg(test)]
 pub(crate) fn empty(build_id: &str) -> BuildRequest {
     BuildRequest {
         build_id: build_id.to_owned(),
@@ -657,6 +713,9 @@ pub(crate) fn empty(build_id: &str) -> BuildRequest {
         dockerfile_name: "Dockerfile".into(),
         dockerfile_path: None,
         context: None,
+        remote_context: None,
+        dockerfile_source: DockerfileSource::Given,
+        uploads: BTreeMap::new(),
         named_contexts: BTreeMap::new(),
         tags: Vec::new(),
         platforms: Vec::new(),
@@ -677,7 +736,11 @@ pub(crate) fn empty(build_id: &str) -> BuildRequest {
         outputs: Vec::new(),
         attestations: Vec::new(),
         resources: ResourceLimits::default(),
+        allow_private_urls: false,
+        allow: Vec::new(),
         session: Session::default(),
+        isolation: Isolation::Default,
+        keep_failed: false,
     }
 }
 

@@ -10,6 +10,7 @@ use build_engine_oci::{Platform, Reference};
 use crate::convert::{Converter, parse_reference};
 use crate::draft::{Output, State};
 use crate::name::format_platform;
+use crate::remote::{self, MainContext};
 use crate::request::{Answer, ImageSource, Question};
 use crate::stage::{self, Base};
 use crate::{env, git, gotext, paths};
@@ -39,6 +40,19 @@ enum Kind {
     Git(Box<git::GitRef>),
     Http(String),
     Local,
+}
+
+impl NamedContext {
+    /// The source that it is fetched with, if it is a repository or a file of the web.
+    pub(crate) fn fetched(&self) -> Option<SourceOp> {
+        match &self.kind {
+            Kind::Git(git) => Some(git.source()),
+            Kind::Http(url) => {
+                Some(SourceOp { identifier: url.clone(), attrs: remote::file_attributes("context", None) })
+            }
+            Kind::Scratch | Kind::Image { .. } | Kind::OciLayout { .. } | Kind::Local => None,
+        }
+    }
 }
 
 /// What a named context holds.
@@ -148,14 +162,16 @@ impl<'a> Converter<'a> {
                 Some(self.context_image(source, found, &context.platform, named("OCI load from client")))
             }
             Kind::Git(git) => {
-                let metadata =
-                    Metadata { name: format!("[internal] load git source {}", git.remote), ..Metadata::default() };
+                let metadata = Metadata {
+                    name: format!("[internal] load git source {}", git::without_user(&git.remote)),
+                    ..Metadata::default()
+                };
                 bare(State::of(self.draft.add(Op::Source(git.source()), Vec::new(), None, metadata)))
             }
             Kind::Http(url) => {
                 let attrs = [("http.filename".to_owned(), "context".to_owned())].into();
                 let op = Op::Source(SourceOp { identifier: url.clone(), attrs });
-                bare(State::of(self.draft.add(op, Vec::new(), None, named(url))))
+                bare(State::of(self.draft.add(op, Vec::new(), None, named(&git::without_user(url)))))
             }
             Kind::Local => {
                 let question = Question::File { context: context.given.clone(), path: IGNORE_FILE.into() };
@@ -201,8 +217,17 @@ impl<'a> Converter<'a> {
 
     /// The build context. Its used paths are filled in at the end.
     pub(crate) fn main_context(&mut self) -> State {
+        let request = self.settings.request;
         let source = match self.main_local {
             Some(source) => source,
+            None if request.context != MainContext::Local => {
+                let added = remote::add(&mut self.draft, &request.context, request);
+                let Some(source) = self.report(added, "context", Span::default()).flatten() else {
+                    return State::scratch();
+                };
+                self.main_local = Some(source);
+                source
+            }
             None => {
                 let patterns = self.ignore_patterns().unwrap_or_default();
                 let name = self.settings.request.main_context.clone();
@@ -261,7 +286,7 @@ impl<'a> Converter<'a> {
         for (source, used) in &self.named_locals {
             locals.push((*source, followed(&self.used_paths[*used])));
         }
-        if let Some(source) = self.main_local {
+        if let Some(source) = self.main_local.filter(|_| self.settings.request.context == MainContext::Local) {
             locals.push((source, followed(&self.context_paths)));
         }
         for (source, list) in locals {
@@ -303,7 +328,7 @@ impl<'a> Converter<'a> {
                 self.error(Diagnostic::error("unresolved-image", message, span));
                 None
             }
-            Answer::File(_) => {
+            Answer::File(_) | Answer::Time(_) => {
                 let message = format!("no config was given for `{identifier}`");
                 self.error(Diagnostic::error("unresolved-image", message, span));
                 None

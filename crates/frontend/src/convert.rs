@@ -5,21 +5,28 @@
 //! ones), and then the instructions of those are lowered in order.
 
 use std::borrow::Cow;
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
 use std::sync::Arc;
 
 use build_engine_dockerfile::expand::{ExpandError, Lex};
+use build_engine_dockerfile::ignore::Ignore;
+use build_engine_dockerfile::lint::Linter;
 use build_engine_dockerfile::{
     self as dockerfile, Diagnostic, Dockerfile, Instruction, InstructionKind, LineIndex, Span,
 };
-use build_engine_graph::{Metadata, Op, ProxyEnv, SourceFile, SourceOp, SourceSpan};
+use build_engine_graph::{Edge, Metadata, Op, ProxyEnv, SourceFile, SourceOp, SourceSpan};
 use build_engine_oci::{Digest, ImageConfig, Platform, Reference};
 
 use crate::args;
+use crate::checks::{Subject, check_default_bases};
 use crate::context::NamedContexts;
 use crate::draft::{Draft, Output, State};
 use crate::env::{self, Env};
 use crate::name;
+use crate::outline::{Captured, Outline};
+use crate::remote::MainContext;
 use crate::request::{Answer, Answers, BaseImage, PlatformResult, Question, Request};
 use crate::stage::{self, Base, Command, Stage, StageId};
 
@@ -88,6 +95,10 @@ pub(crate) struct Done {
     pub(crate) result: PlatformResult,
     pub(crate) local_contexts: BTreeSet<String>,
     pub(crate) declared_args: BTreeSet<String>,
+    /// What can be set.
+    pub(crate) outline: Outline,
+    /// The trees of all stages, where all were looked at.
+    pub(crate) further: Vec<Edge>,
 }
 
 /// The conversion for one platform.
@@ -109,6 +120,20 @@ pub(crate) struct Converter<'a> {
     pub(crate) declared_args: BTreeSet<String>,
     /// How much the environments of runs take so far.
     pub(crate) environment_bytes: usize,
+    /// Takes the findings of this platform's checks, if it is the one that checks.
+    pub(crate) linter: Option<&'a RefCell<Linter>>,
+    /// What is being lowered.
+    pub(crate) subject: Subject,
+    /// Names of the global arguments, with and without a value.
+    pub(crate) global_names: BTreeSet<String>,
+    /// What an outline says of the global arguments.
+    pub(crate) captured: Captured,
+    /// The ignore file of the build context, once the checks have asked for it.
+    pub(crate) ignore: Option<Rc<Ignore>>,
+    /// Whether all stages are looked at, needed or not.
+    all_stages: bool,
+    /// Whether an outline is made.
+    pub(crate) outlining: bool,
     parsed: &'a Dockerfile,
     answers: &'a Answers,
     /// Whether no platform was asked for.
@@ -148,6 +173,13 @@ impl<'a> Converter<'a> {
             locals: Vec::new(),
             declared_args: BTreeSet::new(),
             environment_bytes: 0,
+            linter: None,
+            subject: Subject::default(),
+            global_names: BTreeSet::new(),
+            captured: Captured::default(),
+            ignore: None,
+            all_stages: false,
+            outlining: false,
             parsed,
             answers,
             by_name: BTreeMap::new(),
@@ -157,8 +189,31 @@ impl<'a> Converter<'a> {
         }
     }
 
+    /// Gives what the checks find to `linter`; without a target, they look at all stages where `all_stages` says so.
+    pub(crate) fn checking(mut self, linter: &'a RefCell<Linter>, all_stages: bool) -> Self {
+        self.linter = Some(linter);
+        self.all_stages = all_stages && self.settings.request.target.is_none();
+        self
+    }
+
+    /// Makes an outline as well.
+    pub(crate) fn outlining(mut self) -> Self {
+        self.outlining = true;
+        self
+    }
+
+    /// The comments above a stage.
+    pub(crate) fn comments_of(&self, id: StageId) -> &'a [String] {
+        self.parsed.stages.get(id).map_or(&[], |stage| stage.comments.as_slice())
+    }
+
     /// Converts.
     pub(crate) fn convert(mut self) -> Converted {
+        if let Some(linter) = self.linter {
+            self.predefine();
+            let predefined = std::mem::take(&mut self.globals);
+            check_default_bases(self.parsed, self.settings.lex, &predefined, &mut linter.borrow_mut());
+        }
         self.read_globals();
         if !self.errors.is_empty() {
             return Converted::Failed(self.errors);
@@ -235,9 +290,14 @@ impl<'a> Converter<'a> {
         }]
     }
 
+    pub(crate) fn parsed(&self) -> &'a Dockerfile {
+        self.parsed
+    }
+
     // Global arguments
 
-    fn read_globals(&mut self) {
+    /// Sets the arguments that every `FROM` sees.
+    fn predefine(&mut self) {
         let target = match &self.settings.request.target {
             Some(target) => target.clone(),
             None => self
@@ -250,18 +310,30 @@ impl<'a> Converter<'a> {
         };
         self.globals =
             args::predefined(&self.settings.request.build_platform, &self.target_platform, &target, &self.build_args);
+    }
+
+    fn read_globals(&mut self) {
+        self.predefine();
         for instruction in &self.parsed.global_args {
             let InstructionKind::Arg(pairs) = &instruction.kind else { continue };
             for pair in pairs {
                 self.declared_args.insert(pair.key.value.clone());
+                self.global_names.insert(pair.key.value.clone());
+                let mut reads = BTreeSet::new();
                 let value = match (self.build_args.get(&pair.key.value), &pair.value) {
                     (Some(value), _) => Some(value.clone()),
                     (None, Some(default)) => {
                         let expanded = self.settings.lex.word(default, &self.globals);
-                        self.report_expansion(expanded, instruction.span).map(|expanded| expanded.text)
+                        self.report_expansion(expanded, instruction.span).map(|expanded| {
+                            reads = expanded.matched;
+                            expanded.text
+                        })
                     }
                     (None, None) => None,
                 };
+                if self.outlining {
+                    self.captured.global(pair, instruction.span, value.clone(), reads);
+                }
                 if let Some(value) = value {
                     self.globals.set(&pair.key.value, &value);
                 }
@@ -278,9 +350,10 @@ impl<'a> Converter<'a> {
             self.globals.remove(args::EPOCH);
             return;
         }
-        let Ok(seconds) = value.parse::<i64>() else {
-            let message = format!("SOURCE_DATE_EPOCH is `{value}`: only a number of seconds is supported");
-            return self.error(Diagnostic::error("invalid-build-arg", message, Span::default()));
+        let Some(seconds) = value.parse::<i64>().ok().or_else(|| self.epoch_of(&value)) else {
+            self.build_args.remove(args::EPOCH);
+            self.globals.remove(args::EPOCH);
+            return;
         };
         self.epoch = Some(seconds);
         // As a number it may have been written in another way, such as `+1`.
@@ -305,7 +378,12 @@ impl<'a> Converter<'a> {
             stage.name = declared.name.as_ref().map(|name| name.value.clone());
             stage.ignore_cache = self.settings.request.no_cache.covers(stage.name.as_deref());
             let base = self.settings.lex.word(&declared.base, &self.globals);
-            match self.report_expansion(base, declared.base.span) {
+            let base = self.report_expansion(base, declared.base.span);
+            if let Some(base) = &base {
+                self.check_from(declared, base);
+                stage.captured = self.captured.for_stage(&base.matched);
+            }
+            match base {
                 Some(base) if base.text.is_empty() => {
                     let message = format!("base name `{}` is empty", declared.base.value);
                     let near = self.near_global(&base.unmatched);
@@ -315,7 +393,7 @@ impl<'a> Converter<'a> {
                 None => {}
             }
             if let Some(platform) = &declared.platform {
-                stage.platform = self.stage_platform(platform);
+                stage.platform = self.stage_platform(declared, platform, &mut stage.captured);
             }
             if let Some(name) = &stage.name {
                 let platform = stage.platform_or(&self.target_platform);
@@ -337,9 +415,17 @@ impl<'a> Converter<'a> {
         }
     }
 
-    fn stage_platform(&mut self, written: &dockerfile::Spanned<String>) -> Option<Platform> {
+    fn stage_platform(
+        &mut self,
+        declared: &dockerfile::Stage,
+        written: &dockerfile::Spanned<String>,
+        captured: &mut Captured,
+    ) -> Option<Platform> {
         let expanded = self.settings.lex.word(written, &self.globals);
         let expanded = self.report_expansion(expanded, written.span)?;
+        self.check_from(declared, &expanded);
+        self.check_platform(declared, written, &expanded);
+        captured.read(&expanded.matched);
         let near = self.near_global(&expanded.unmatched);
         let message = if expanded.text.is_empty() {
             format!("empty platform value from expression `{}`", written.value)
@@ -543,6 +629,9 @@ impl<'a> Converter<'a> {
     }
 
     fn reachable(&self, target: StageId) -> BTreeSet<StageId> {
+        if self.all_stages {
+            return (0..self.stages.len()).collect();
+        }
         let mut found = BTreeSet::new();
         let mut open = vec![target];
         while let Some(id) = open.pop() {
@@ -573,7 +662,7 @@ impl<'a> Converter<'a> {
                 new |= self.take_triggers(*id);
             }
             if !new {
-                if self.uses_context(&reachable) {
+                if self.settings.request.context == MainContext::Local && self.uses_context(&reachable) {
                     let _ = self.ignore_patterns();
                 }
                 return reachable;
@@ -655,7 +744,9 @@ impl<'a> Converter<'a> {
             let stage = &mut self.stages[id];
             let name = name::next(stage, &format!("FROM {pinned}"), multi_platform, &platform, &Env::default());
             let description = [(COMMAND.to_owned(), stage.text.clone())].into();
-            let spans = self.place(self.stages[id].span);
+            let place = stage.span;
+            self.check_base_platform(written, &platform, &image, place);
+            let spans = self.place(place);
             let metadata = Metadata { name, description, spans, ..Metadata::default() };
             let op = Op::Source(SourceOp { identifier: identifier.clone(), ..SourceOp::default() });
             self.draft.add(op, Vec::new(), Some(platform.clone()), metadata)
@@ -770,6 +861,7 @@ impl<'a> Converter<'a> {
         let base = &self.stages[base];
         let (state, platform, mut image) = (base.state.clone(), base.platform.clone(), base.image.clone());
         let (base_image, paths, args) = (base.base_image.clone(), base.paths, base.args.clone());
+        let directory_set = base.directory_set;
         image.config.on_build.clear();
         let stage = &mut self.stages[id];
         stage.state = state;
@@ -778,6 +870,7 @@ impl<'a> Converter<'a> {
         stage.base_image = base_image;
         stage.paths = paths;
         stage.args = args;
+        stage.directory_set = directory_set;
     }
 
     fn dispatch_stage(&mut self, id: StageId) {
@@ -806,6 +899,7 @@ impl<'a> Converter<'a> {
         let commands = std::mem::take(&mut stage.commands);
         for command in &commands {
             self.stages[id].in_trigger = command.is_trigger;
+            self.begin(command);
             if let Err(error) = self.dispatch(id, command) {
                 self.error(*error);
             }
@@ -849,10 +943,15 @@ impl<'a> Converter<'a> {
         let mut image = std::mem::take(&mut stage.image);
         image.created = None;
         let base = stage.base_image.take();
-        let roots = [stage.state.tree, base.as_ref().and_then(|base| base.source)];
+        let mut roots = vec![stage.state.tree, base.as_ref().and_then(|base| base.source)];
+        if self.all_stages {
+            roots.extend(self.stages.iter().map(|stage| stage.state.tree));
+        }
+        let outline = if self.outlining { self.outline(target) } else { Outline::default() };
         let mut edges = self.draft.finish(&roots).into_iter();
         let root = edges.next().flatten();
         let base_edge = edges.next().flatten();
+        let further = edges.flatten().collect();
         let mut local_contexts = BTreeSet::new();
         build_engine_graph::walk(&root, |vertex| {
             if let Op::Source(source) = vertex.op()
@@ -871,6 +970,8 @@ impl<'a> Converter<'a> {
             result: PlatformResult { platform: self.target_platform, root, image, base, epoch: self.epoch },
             local_contexts,
             declared_args: self.declared_args,
+            outline,
+            further,
         }
     }
 }

@@ -120,6 +120,9 @@ impl<'a> Converter<'a> {
                 actions.copy(Some(tree), FileCopy { src, attempt_unpack, ..common.clone() });
                 continue;
             }
+            if from.is_none() {
+                self.check_copied(request.is_add, source);
+            }
             let state = match from {
                 Some(source) => self.stages[source].state.clone(),
                 None => self.main_context(),
@@ -204,7 +207,10 @@ impl<'a> Converter<'a> {
         // In a document a backslash escapes whatever the Dockerfile's escape character is, and quotes are text.
         let lex = Lex { skip_quotes: true, ..Lex::new('\\') };
         match lex.word(&content, &self.stages[id].state.env) {
-            Ok(expanded) => Ok(expanded.text),
+            Ok(expanded) => {
+                self.check_variables(id, &expanded.unmatched);
+                Ok(expanded.text)
+            }
             Err(error) => Err(expansion_error(&error, span).into()),
         }
     }
@@ -395,7 +401,7 @@ fn is_http(source: &str) -> bool {
 }
 
 /// The name under which a download is kept.
-fn url_file_name(url: &str) -> String {
+pub(crate) fn url_file_name(url: &str) -> String {
     let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
     let rest = &rest[..rest.find(['?', '#']).unwrap_or(rest.len())];
     let path = rest.split_once('/').map_or("", |(_, path)| path);

@@ -111,6 +111,16 @@ impl GitRef {
         Ok(())
     }
 
+    /// Whether it is fetched over SSH.
+    pub(crate) fn is_ssh(&self) -> bool {
+        self.ssh
+    }
+
+    /// Gives the files the time of the commit, unless the address says something else.
+    pub(crate) fn commit_times(&mut self) {
+        self.mtime.get_or_insert_with(|| "commit".to_owned());
+    }
+
     /// The source operation that fetches it. Keys of SSH hosts are for the engine to find out.
     pub(crate) fn source(&self) -> SourceOp {
         let mut identifier = format!("git://{}{}", self.host, paths::join("/", &self.path));
@@ -158,6 +168,16 @@ fn set(place: &mut String, key: &str, value: String) -> Result<(), String> {
     }
     *place = value;
     Ok(())
+}
+
+/// An address without user name and password, for names that are shown.
+pub(crate) fn without_user(text: &str) -> String {
+    let Some((scheme, rest)) = text.split_once("://") else { return text.to_owned() };
+    let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+    match rest[..end].rfind('@') {
+        Some(at) => format!("{scheme}://{}", &rest[at + 1..]),
+        None => text.to_owned(),
+    }
 }
 
 /// Replaces `%41` by `A`; what is not an escape, or not text, stays.

@@ -92,6 +92,9 @@ impl<'a> Converter<'a> {
             InstructionKind::Arg(pairs) => return self.arg(id, command, pairs),
             InstructionKind::Env(pairs) => {
                 let pairs = self.expand_pairs(id, command, pairs)?;
+                for (key, _) in &pairs {
+                    self.check_secret_name("ENV", key);
+                }
                 let stage = &mut self.stages[id];
                 let mut text = String::from("ENV");
                 for (key, value) in pairs {
@@ -120,6 +123,10 @@ impl<'a> Converter<'a> {
                 self.stages[id].image.config.on_build.push(expression.clone());
             }
             InstructionKind::Cmd(line) => {
+                self.check_once(id, command);
+                if matches!(line, CommandLine::Shell(_)) {
+                    self.check_shell_form(id, command);
+                }
                 let stage = &mut self.stages[id];
                 let line = command_line(&stage.image, line);
                 stage.remember(format!("CMD {}", gotext::quoted_list(&line)), Layer::None, epoch);
@@ -128,6 +135,10 @@ impl<'a> Converter<'a> {
                 stage.cmd_set = true;
             }
             InstructionKind::Entrypoint(line) => {
+                self.check_once(id, command);
+                if matches!(line, CommandLine::Shell(_)) {
+                    self.check_shell_form(id, command);
+                }
                 let stage = &mut self.stages[id];
                 let line = command_line(&stage.image, line);
                 stage.remember(format!("ENTRYPOINT {}", gotext::quoted_list(&line)), Layer::None, epoch);
@@ -138,6 +149,7 @@ impl<'a> Converter<'a> {
                 }
             }
             InstructionKind::Healthcheck(check) => {
+                self.check_once(id, command);
                 let check = healthcheck(check);
                 let text = format!(
                     "HEALTHCHECK {{Test:{} Interval:{} Timeout:{} StartPeriod:{} StartInterval:{} Retries:{}}}",
@@ -163,6 +175,7 @@ impl<'a> Converter<'a> {
                             written.iter().find(|known| known.value == word).map_or(span, |word| command.at(word.span));
                         let found =
                             ports::parse(&port).map_err(|message| Diagnostic::error("invalid-port", message, place))?;
+                        self.check_port(&port);
                         exposed.extend(found);
                     }
                 }
@@ -216,7 +229,10 @@ impl<'a> Converter<'a> {
     /// Expands a word with the variables of a stage.
     pub(crate) fn expand(&self, id: StageId, word: &str, span: Span) -> Fallible<String> {
         match self.settings.lex.word(word, &self.stages[id].state.env) {
-            Ok(expanded) => Ok(expanded.text),
+            Ok(expanded) => {
+                self.check_variables(id, &expanded.unmatched);
+                Ok(expanded.text)
+            }
             Err(error) => Err(expansion_error(&error, span).into()),
         }
     }
@@ -224,7 +240,11 @@ impl<'a> Converter<'a> {
     /// Expands all pairs with the values from before the instruction.
     fn expand_pairs(&self, id: StageId, command: &Command<'_>, pairs: &[KeyValue]) -> Fallible<Vec<(String, String)>> {
         let word = |word: &Spanned<String>| self.expand(id, word, command.at(word.span));
-        pairs.iter().map(|pair| Ok((word(&pair.key)?, word(&pair.value)?))).collect()
+        let expanded = pairs.iter().map(|pair| Ok((word(&pair.key)?, word(&pair.value)?))).collect();
+        for _ in pairs.iter().filter(|pair| pair.legacy) {
+            self.check_legacy_pair(command);
+        }
+        expanded
     }
 
     fn arg(&mut self, id: StageId, command: &Command<'_>, pairs: &[ArgPair]) -> Fallible<()> {
@@ -232,12 +252,19 @@ impl<'a> Converter<'a> {
         for pair in pairs {
             let key = &pair.key.value;
             self.declared_args.insert(key.clone());
+            self.check_secret_name("ARG", key);
+            let is_inherited = !self.build_args.contains_key(key) && pair.value.is_none();
+            let is_inherited = is_inherited && self.globals.get(key).is_some();
             let value = match (self.build_args.get(key), &pair.value) {
                 (Some(value), _) => Some(value.clone()),
                 (None, Some(default)) => Some(self.expand(id, default, command.at(default.span))?),
                 (None, None) => self.globals.get(key).map(str::to_owned),
             };
+            let outlining = self.outlining;
             let stage = &mut self.stages[id];
+            if outlining {
+                stage.captured.argument(pair, command.instruction.span, value.clone(), is_inherited);
+            }
             match &value {
                 Some(value) => {
                     if !args::NOT_IN_ENV.contains(&key.as_str()) {
@@ -255,6 +282,7 @@ impl<'a> Converter<'a> {
 
     fn workdir(&mut self, id: StageId, command: &Command<'a>, path: &Spanned<String>) -> Fallible<()> {
         let expanded = self.expand(id, path, command.at(path.span))?;
+        self.check_directory(id, &expanded);
         self.stages[id].set_directory(&expanded);
         let directory = self.stages[id].state.dir.clone();
         let mut layer = Layer::None;

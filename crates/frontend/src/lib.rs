@@ -12,18 +12,22 @@
 //! Invariants: no I/O, no clock, no environment. A stage that the target does not need is not in the graph.
 
 mod args;
+mod checks;
 mod chmod;
 mod context;
 mod convert;
 mod copy;
 mod draft;
 mod env;
+mod epoch;
 mod git;
 mod gotext;
 mod instructions;
 mod name;
+mod outline;
 mod paths;
 mod ports;
+mod remote;
 mod request;
 mod run;
 mod stage;
@@ -31,6 +35,10 @@ mod stage;
 #[cfg(test)]
 mod tests;
 
+pub use checks::{Checked, Checking};
+pub use outline::{Outline, OutlineArg, OutlineNeed, Outlining};
+pub use remote::{MainContext, context_edge};
 pub use request::{
-    Answer, Answers, BaseImage, ImageSource, Lowered, Lowering, NoCache, PlatformResult, Question, Request, lower,
+    Answer, Answers, BaseImage, ImageSource, Lowered, Lowering, NoCache, PlatformResult, Question, Request, check,
+    lower, outline,
 };

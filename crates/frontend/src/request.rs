@@ -1,14 +1,19 @@
 //! What the frontend is asked, what it asks back, and what it returns.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use build_engine_dockerfile::lint::{self, Linter};
 use build_engine_dockerfile::{self as dockerfile, Diagnostic, Span};
 use build_engine_graph::{Edge, Network, SourceFile, Ulimit};
 use build_engine_oci::{Digest, ImageConfig, Platform};
 
 use crate::args;
-use crate::convert::{Converted, Converter, Settings};
+use crate::checks::{self, Checked, Checking};
+use crate::convert::{Converted, Converter, Done, Settings};
+use crate::outline::Outlining;
+use crate::remote::MainContext;
 
 /// A Dockerfile and what it is to be built with.
 #[derive(Debug, Clone)]
@@ -46,6 +51,8 @@ pub struct Request<'a> {
     pub hostname: String,
     /// `SOURCE_DATE_EPOCH` of the caller's environment, in seconds; a build argument of that name wins.
     pub source_date_epoch: Option<i64>,
+    /// What the build context is.
+    pub context: MainContext,
     /// Name of the main context's local source, `context` by custom.
     pub main_context: String,
     /// Whether the result is an index even for one platform; vertex names then say their platform.
@@ -72,6 +79,7 @@ impl<'a> Request<'a> {
             cgroup_parent: String::new(),
             hostname: String::new(),
             source_date_epoch: None,
+            context: MainContext::Local,
             main_context: "context".into(),
             multi_platform: false,
         }
@@ -118,6 +126,13 @@ pub enum Question {
         /// Path within it.
         path: String,
     },
+    /// When a source was made: the commit of a repository, the last change of a file, the newest file in an archive.
+    Time {
+        /// The identifier of its operation.
+        identifier: String,
+        /// The attributes of its operation.
+        attrs: BTreeMap<String, String>,
+    },
 }
 
 /// An image by name.
@@ -142,6 +157,8 @@ pub enum Answer {
     },
     /// A file was looked for; `None` if there is none.
     File(Option<Vec<u8>>),
+    /// When a source was made, in seconds since 1970; `None` where it does not say.
+    Time(Option<i64>),
     /// It could not be found out, and why.
     Failed(String),
 }
@@ -204,57 +221,163 @@ pub struct BaseImage {
 ///
 /// # Errors
 /// The mistakes found in the Dockerfile, the request and the answers, at least one of them an error; warnings come along.
+/// With `error=true` among the options of the checks, warnings of theirs are such a mistake.
 pub fn lower(request: &Request<'_>, answers: &Answers) -> Result<Lowering, Vec<Diagnostic>> {
-    let (parsed, mut warnings) = dockerfile::parse(request.source);
-    if dockerfile::has_errors(&warnings) {
-        return Err(warnings);
+    let mut run = Run::new(request);
+    match run.convert(answers, Purpose::Build) {
+        Some(questions) if run.errors.is_empty() => return Ok(Lowering::Needs(questions)),
+        _ => {}
     }
-    let whole = Span::default();
-    if parsed.stages.is_empty() {
-        warnings.push(
-            Diagnostic::error("no-stage", "the Dockerfile has no stage to build", whole)
-                .with_hint("a stage begins with FROM; `FROM scratch` starts from nothing"),
-        );
-        return Err(warnings);
-    }
-    let settings = match Settings::new(request, &parsed) {
-        Ok(settings) => settings,
-        Err(error) => {
-            warnings.push(*error);
-            return Err(warnings);
-        }
-    };
-
-    let mut questions: BTreeSet<Question> = BTreeSet::new();
-    let mut errors: Vec<Diagnostic> = Vec::new();
-    let mut results = Vec::new();
-    let mut local_contexts = BTreeSet::new();
-    let mut used_args = BTreeSet::new();
-    let platforms: Vec<Option<&Platform>> =
-        if request.platforms.is_empty() { vec![None] } else { request.platforms.iter().map(Some).collect() };
-    for platform in platforms {
-        let converter = Converter::new(&settings, &parsed, answers, platform.cloned());
-        match converter.convert() {
-            Converted::Needs(asked) => questions.extend(asked),
-            Converted::Failed(found) => {
-                // Most mistakes are the same for every platform.
-                let new: Vec<Diagnostic> = found.into_iter().filter(|error| !errors.contains(error)).collect();
-                errors.extend(new);
-            }
-            Converted::Done(done) => {
-                local_contexts.extend(done.local_contexts);
-                used_args.extend(done.declared_args);
-                results.push(done.result);
-            }
-        }
+    let Run { mut warnings, mut errors, linter, done, source, .. } = run;
+    let linter = linter.into_inner();
+    warnings.extend(linter.found().iter().cloned());
+    if errors.is_empty() {
+        errors.extend(linter.violation());
     }
     if !errors.is_empty() {
         warnings.extend(errors);
         return Err(warnings);
     }
-    if !questions.is_empty() {
-        return Ok(Lowering::Needs(questions.into_iter().collect()));
+    let mut local_contexts = BTreeSet::new();
+    let mut used_args = BTreeSet::new();
+    let mut results = Vec::new();
+    for done in done {
+        local_contexts.extend(done.local_contexts);
+        used_args.extend(done.declared_args);
+        results.push(done.result);
     }
     warnings.extend(args::unused(&request.build_args, &used_args));
-    Ok(Lowering::Done(Lowered { results, warnings, source: settings.file, local_contexts }))
+    let source = source.unwrap_or_else(|| Arc::new(SourceFile { name: String::new(), text: String::new() }));
+    Ok(Lowering::Done(Lowered { results, warnings, source, local_contexts }))
+}
+
+/// Checks a Dockerfile, all stages of it unless the request names a target. What is wrong is part of the result: the
+/// checks say what they can about any text.
+pub fn check(request: &Request<'_>, answers: &Answers) -> Checking {
+    let mut run = Run::new(request);
+    match run.convert(answers, Purpose::Check) {
+        Some(questions) if run.errors.is_empty() => return Checking::Needs(questions),
+        _ => {}
+    }
+    let Run { mut warnings, mut errors, linter, done, .. } = run;
+    let linter = linter.into_inner();
+    warnings.extend(linter.found().iter().cloned());
+    if errors.is_empty() {
+        errors.extend(linter.violation());
+    }
+    let roots = done.into_iter().flat_map(|done| done.result.root.into_iter().chain(done.further)).collect();
+    Checking::Done(Checked { warnings, errors, roots })
+}
+
+/// Says what can be set in a build of the request's target.
+///
+/// # Errors
+/// As [`lower`].
+pub fn outline(request: &Request<'_>, answers: &Answers) -> Result<Outlining, Vec<Diagnostic>> {
+    let mut run = Run::new(request);
+    match run.convert(answers, Purpose::Outline) {
+        Some(questions) if run.errors.is_empty() => return Ok(Outlining::Needs(questions)),
+        _ => {}
+    }
+    match run.done.into_iter().next() {
+        Some(done) if run.errors.is_empty() => Ok(Outlining::Done(Box::new(done.outline))),
+        _ => Err(run.errors),
+    }
+}
+
+/// What a conversion is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    Build,
+    Check,
+    Outline,
+}
+
+/// One conversion of all platforms, as far as it got.
+struct Run<'a> {
+    request: &'a Request<'a>,
+    warnings: Vec<Diagnostic>,
+    errors: Vec<Diagnostic>,
+    linter: RefCell<Linter>,
+    done: Vec<Done>,
+    source: Option<Arc<SourceFile>>,
+}
+
+impl<'a> Run<'a> {
+    fn new(request: &'a Request<'a>) -> Self {
+        Self {
+            request,
+            warnings: Vec::new(),
+            errors: Vec::new(),
+            linter: RefCell::default(),
+            done: Vec::new(),
+            source: None,
+        }
+    }
+
+    /// Converts; returns what must be known first.
+    fn convert(&mut self, answers: &Answers, purpose: Purpose) -> Option<Vec<Question>> {
+        let request = self.request;
+        let (parsed, found) = dockerfile::parse(request.source);
+        match checks::options(&parsed, request.build_args.get("BUILDKIT_DOCKERFILE_CHECK")) {
+            Ok(options) => {
+                self.linter = RefCell::new(Linter::new(options));
+                lint::check_text(&parsed, &found, self.linter.get_mut());
+            }
+            // What is to be checked is not known.
+            Err(error) => self.errors.push(*error),
+        }
+        for diagnostic in found {
+            if diagnostic.is_error() {
+                self.errors.push(diagnostic);
+            } else if diagnostic.rule != lint::rules::NO_EMPTY_CONTINUATION.name {
+                self.warnings.push(diagnostic);
+            }
+        }
+        if parsed.stages.is_empty() && self.errors.is_empty() {
+            self.errors.push(
+                Diagnostic::error("no-stage", "the Dockerfile has no stage to build", Span::default())
+                    .with_hint("a stage begins with FROM; `FROM scratch` starts from nothing"),
+            );
+        }
+        if !self.errors.is_empty() {
+            return None;
+        }
+        let settings = match Settings::new(request, &parsed) {
+            Ok(settings) => settings,
+            Err(error) => {
+                self.errors.push(*error);
+                return None;
+            }
+        };
+        let mut questions: BTreeSet<Question> = BTreeSet::new();
+        let mut platforms: Vec<Option<Platform>> = request.platforms.iter().cloned().map(Some).collect();
+        if platforms.is_empty() {
+            platforms.push(None);
+        }
+        if purpose != Purpose::Build {
+            platforms.truncate(1);
+        }
+        for (index, platform) in platforms.into_iter().enumerate() {
+            let mut converter = Converter::new(&settings, &parsed, answers, platform);
+            match purpose {
+                // The other platforms would say the same again.
+                Purpose::Build if index == 0 => converter = converter.checking(&self.linter, false),
+                Purpose::Build => {}
+                Purpose::Check => converter = converter.checking(&self.linter, true),
+                Purpose::Outline => converter = converter.outlining(),
+            }
+            match converter.convert() {
+                Converted::Needs(asked) => questions.extend(asked),
+                Converted::Failed(found) => {
+                    // Most mistakes are the same for every platform.
+                    let new: Vec<Diagnostic> = found.into_iter().filter(|error| !self.errors.contains(error)).collect();
+                    self.errors.extend(new);
+                }
+                Converted::Done(done) => self.done.push(*done),
+            }
+        }
+        self.source = Some(settings.file);
+        (!questions.is_empty()).then(|| questions.into_iter().collect())
+    }
 }

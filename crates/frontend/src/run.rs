@@ -257,8 +257,18 @@ impl<'a> Converter<'a> {
             return Err(Diagnostic::error("stage-order", message, span).with_hint("move it before this stage").into());
         }
         let (kind, input) = match mount.kind {
-            RunMountKind::Secret => return Ok(secret(options, mounts).map_err(fail)?),
-            RunMountKind::Ssh => return Ok(ssh(&options, mounts).map_err(fail)?),
+            RunMountKind::Secret => {
+                let required = options.required;
+                let name = secret(options, mounts).map_err(fail)?;
+                self.stages[id].captured.secret(name, command.instruction.span, required);
+                return Ok(());
+            }
+            RunMountKind::Ssh => {
+                ssh(&options, mounts).map_err(fail)?;
+                let name = if options.id.is_empty() { "default".to_owned() } else { options.id };
+                self.stages[id].captured.ssh(name, command.instruction.span, options.required);
+                return Ok(());
+            }
             RunMountKind::Tmpfs => (MountKind::Tmpfs { size: options.size }, None),
             RunMountKind::Bind => {
                 let tree = match source {
@@ -386,7 +396,8 @@ fn session_mount(dest: String, kind: MountKind) -> Mount {
     }
 }
 
-fn secret(options: Options, mounts: &mut Mounts) -> Result<(), String> {
+/// Adds a secret's mounts; returns its name.
+fn secret(options: Options, mounts: &mut Mounts) -> Result<String, String> {
     let mut id = if options.source.is_empty() { options.id.clone() } else { options.source.clone() };
     if id.is_empty() {
         if options.target.is_empty() {
@@ -405,9 +416,9 @@ fn secret(options: Options, mounts: &mut Mounts) -> Result<(), String> {
         mounts.files.push(session_mount(dest, MountKind::Secret(file)));
     }
     if let Some(name) = options.env {
-        mounts.secret_env.push(SecretEnv { id, name, optional });
+        mounts.secret_env.push(SecretEnv { id: id.clone(), name, optional });
     }
-    Ok(())
+    Ok(id)
 }
 
 fn ssh(options: &Options, mounts: &mut Mounts) -> Result<(), String> {

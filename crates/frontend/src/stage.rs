@@ -5,8 +5,10 @@ use std::borrow::Cow;
 use build_engine_dockerfile::{Instruction, InstructionKind, Span};
 use build_engine_oci::{ContainerConfig, Digest, Empty, ImageConfig, Platform, Rootfs};
 
+use crate::checks::Once;
 use crate::context::NamedContext;
 use crate::draft::{Output, State};
+use crate::outline::Captured;
 
 /// `PATH` where a base image sets none.
 pub(crate) const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -58,6 +60,12 @@ pub(crate) struct Stage<'a> {
     pub(crate) in_trigger: bool,
     /// Whether a `CMD` of this stage was seen.
     pub(crate) cmd_set: bool,
+    /// Whether a `WORKDIR` was seen, here or in the stage that it starts from.
+    pub(crate) directory_set: bool,
+    /// Instructions of which only the last counts.
+    pub(crate) once: Once,
+    /// What an outline says of it.
+    pub(crate) captured: Captured,
     /// Number of the last named vertex.
     pub(crate) index: usize,
     /// How many named vertices it has.
@@ -109,6 +117,9 @@ impl Stage<'_> {
             triggers_taken: false,
             in_trigger: false,
             cmd_set: false,
+            directory_set: false,
+            once: Once::default(),
+            captured: Captured::default(),
             index: 0,
             total: 0,
         }

@@ -65,6 +65,10 @@ impl Api {
         self.transport.settings()
     }
 
+    pub(crate) fn transport(&self) -> Arc<Transport> {
+        self.transport.clone()
+    }
+
     pub(crate) fn limits(&self) -> &Limits {
         self.transport.limits()
     }

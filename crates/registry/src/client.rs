@@ -7,6 +7,7 @@ use build_engine_oci::{Descriptor, Reference};
 
 use crate::api::Api;
 use crate::blob::Blob;
+use crate::download::Downloads;
 use crate::pull::Sources;
 use crate::push::Target;
 use crate::{Credentials, Error, Settings};
@@ -46,6 +47,11 @@ impl Client {
     pub fn new(settings: Settings, credentials: Arc<dyn Credentials>) -> Result<Self, Error> {
         let api = Arc::new(Api::new(settings, credentials)?);
         Ok(Self { sources: Sources::new(api.clone()), api })
+    }
+
+    /// Asks for files that are no part of a registry, over the same connections and with the same limits.
+    pub fn downloads(&self) -> Downloads {
+        Downloads::new(self.api.transport())
     }
 
     /// Asks what a tag or digest stands for. Mirrors are asked first.

@@ -25,6 +25,8 @@ pub enum Kind {
     Limit,
     /// The local disk.
     Io,
+    /// It is not allowed.
+    Denied,
 }
 
 /// A failure of the registry client.
@@ -140,6 +142,14 @@ pub enum Error {
         target: String,
         /// Why not.
         reason: &'static str,
+    },
+    /// A host is nearer to this machine than whoever named it may lead us.
+    #[error("`{host}` is refused: {reason}")]
+    NearAddress {
+        /// Host and port.
+        host: String,
+        /// The address, and what it is.
+        reason: String,
     },
     /// There is no such thing.
     #[error("`{host}` answered 404 Not Found{detail}")]
@@ -314,6 +324,7 @@ impl Error {
             | Self::WrongType { .. }
             | Self::NotStored { .. } => Kind::Integrity,
             Self::TooLarge { .. } => Kind::Limit,
+            Self::NearAddress { .. } => Kind::Denied,
         }
     }
 
@@ -346,6 +357,9 @@ impl Error {
                  `\"registries\": {{\"{host}\": {{\"auth-hosts\": [\"{realm}\"]}}}}`"
             )),
             Self::Denied { host, .. } => Some(format!("it may not exist, or it may need a login to `{host}`")),
+            Self::NearAddress { .. } => {
+                Some("if it may be asked nevertheless, say so: `build --allow-private-urls`".to_owned())
+            }
             Self::Login { host, .. } => Some(format!("log in to `{host}` again")),
             Self::Schema1 { .. } => Some("push the image again with a tool of this decade".to_owned()),
             _ => None,

@@ -26,6 +26,9 @@ pub(crate) fn classify(url: &Url, error: reqwest::Error, limits: &Limits) -> Err
         Some(source) => return Error::Tls { host, source: Box::new(source) },
         None => {}
     }
+    if let Some(refused) = find::<crate::download::Refused>(&error) {
+        return Error::NearAddress { host, reason: refused.to_string() };
+    }
     if error.is_connect() && is_unknown_name(&error) {
         return Error::UnknownHost { host, source: deepest(&error) };
     }
@@ -52,7 +55,9 @@ fn deepest(error: &reqwest::Error) -> Cause {
 fn is_unknown_name(error: &reqwest::Error) -> bool {
     let mut next: Option<&dyn StdError> = Some(error);
     while let Some(cause) = next {
-        if cause.to_string().starts_with("no records found") {
+        let said = cause.to_string();
+        let answers = ["no records found", "failed to lookup address information: Name"];
+        if answers.iter().any(|answer| said.starts_with(answer)) {
             return true;
         }
         next = cause.source();

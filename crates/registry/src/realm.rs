@@ -56,6 +56,40 @@ pub(crate) fn is_link_local_url(url: &Url) -> bool {
     is_link_local(&Host::of(url))
 }
 
+/// How near to this machine an address is, the farthest first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Nearness {
+    Public,
+    Private,
+    Loopback,
+    LinkLocal,
+}
+
+impl std::fmt::Display for Nearness {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Public => "a public address",
+            Self::Private => "an address of a private network",
+            Self::Loopback => "an address of this machine",
+            Self::LinkLocal => "a link-local address",
+        })
+    }
+}
+
+/// Classifies an address.
+pub(crate) fn nearness(address: IpAddr) -> Nearness {
+    let host = Host { name: String::new(), address: Some(address.to_canonical()) };
+    if is_link_local(&host) {
+        Nearness::LinkLocal
+    } else if host.is_loopback() {
+        Nearness::Loopback
+    } else if host.is_near() {
+        Nearness::Private
+    } else {
+        Nearness::Public
+    }
+}
+
 struct Host {
     name: String,
     address: Option<IpAddr>,

@@ -16,6 +16,15 @@ pub(crate) fn redact(url: &Url) -> String {
     escape(&format!("{}://{}{path}", url.scheme(), authority(url)), 300)
 }
 
+/// An address that a user wrote, as messages may show it: without user name, password, query and fragment.
+pub fn shown(address: &str) -> String {
+    match Url::parse(address) {
+        Ok(url) if url.has_host() => redact(&url),
+        // `user@host:path` has a name in it, which is no secret.
+        Ok(_) | Err(_) => escape(address.split(['?', '#']).next().unwrap_or_default(), 300),
+    }
+}
+
 /// Host, and the port where it is not the scheme's own.
 pub(crate) fn authority(url: &Url) -> String {
     let host = url.host_str().unwrap_or_default();

@@ -15,6 +15,7 @@ use bytes::Bytes;
 use reqwest::header::{AUTHORIZATION, COOKIE, HeaderMap, LOCATION};
 use reqwest::{Method, NoProxy, Proxy, StatusCode, Url};
 
+use crate::download::Guard;
 use crate::endpoint::{Endpoint, Protocol, settings_name};
 use crate::realm::is_link_local_url;
 use crate::redact::{authority, escape, redact, same_origin, secrets};
@@ -25,6 +26,8 @@ use crate::upload::Feed;
 use crate::{Error, Settings, failure};
 
 const MAX_REDIRECTS: usize = 5;
+/// For files from anywhere: what Go's client, and so BuildKit, follows.
+const MAX_REDIRECTS_OF_FILES: usize = 10;
 const USER_AGENT: &str = concat!("build-engine/", env!("CARGO_PKG_VERSION"));
 /// Hosts that are never spoken to through a proxy.
 const NEVER_PROXIED: &str = "localhost,127.0.0.0/8,::1";
@@ -164,10 +167,40 @@ impl Transport {
         }
     }
 
+    /// Sends a request and follows redirects, as far as `guard` lets it. Every hop is a new connection, whose address the
+    /// guard sees.
+    pub(crate) async fn send_guarded(&self, mut request: Request, guard: Guard) -> Result<Response, Error> {
+        for _ in 0..=MAX_REDIRECTS_OF_FILES {
+            guard.enter(&request.url)?;
+            let client = self.make_client(&self.which(&request.url), Some(guard.clone()))?;
+            let response = self.send_with(&client, &request).await?;
+            if !response.status().is_redirection() || response.status() == StatusCode::NOT_MODIFIED {
+                return Ok(response);
+            }
+            let Some(target) = target(&request.url, response.headers())? else { return Ok(response) };
+            if !matches!(target.scheme(), "http" | "https") {
+                return Err(refused(&request.url, &target, "it is neither http nor https"));
+            }
+            if !same_origin(&request.url, &target) {
+                request.headers.remove(AUTHORIZATION);
+                request.headers.remove(COOKIE);
+            }
+            response.drain().await;
+            request.url = target;
+        }
+        Err(Error::Protocol {
+            host: host_label(&request.url),
+            reason: format!("there are more than {MAX_REDIRECTS_OF_FILES} redirects in a row"),
+        })
+    }
+
     /// Sends a request and follows no redirect.
     pub(crate) async fn send_here(&self, request: &Request) -> Result<Response, Error> {
+        self.send_with(&self.client(&self.which(&request.url))?, request).await
+    }
+
+    async fn send_with(&self, client: &reqwest::Client, request: &Request) -> Result<Response, Error> {
         let Request { method, url, headers, body, slack, .. } = request;
-        let client = self.client(&self.which(url))?;
         let mut outgoing = client.request(method.clone(), url.clone()).headers(headers.clone());
         if !body.is_empty() {
             outgoing = outgoing.body(body.clone());
@@ -248,6 +281,13 @@ impl Transport {
         if let Some(client) = clients.get(which) {
             return Ok(client.clone());
         }
+        let client = self.make_client(which, None)?;
+        clients.insert(which.clone(), client.clone());
+        Ok(client)
+    }
+
+    /// A client; with a guard, one whose names are resolved by it.
+    fn make_client(&self, which: &Which, guard: Option<Guard>) -> Result<reqwest::Client, Error> {
         let tls = match which {
             Which::Plain => self.tls.none()?,
             Which::Tls => self.tls.config(None)?,
@@ -262,18 +302,19 @@ impl Transport {
             .tcp_nodelay(true)
             .connect_timeout(seconds(self.limits().connect_seconds))
             .pool_idle_timeout(Duration::from_secs(60))
-            .resolve_to_addrs("localhost", &loopback)
             .referer(false)
             .user_agent(USER_AGENT);
+        builder = match guard {
+            Some(guard) => builder.dns_resolver(Arc::new(guard)),
+            None => builder.resolve_to_addrs("localhost", &loopback),
+        };
         for proxy in &self.proxies {
             builder = builder.proxy(proxy.clone());
         }
-        let client = builder.build().map_err(|source| Error::Settings {
+        builder.build().map_err(|source| Error::Settings {
             what: "the HTTP client cannot be set up".to_owned(),
             source: Some(Box::new(source.without_url())),
-        })?;
-        clients.insert(which.clone(), client.clone());
-        Ok(client)
+        })
     }
 }
 
@@ -310,11 +351,7 @@ fn redirect(method: &Method, response: &Response) -> Result<Option<Url>, Error> 
 /// # Errors
 /// [`Error::Redirect`] for places that are never gone to.
 pub(crate) fn follow(from: &Url, headers: &HeaderMap) -> Result<Option<Url>, Error> {
-    let Some(location) = headers.get(LOCATION) else { return Ok(None) };
-    let target = location.to_str().ok().and_then(|location| from.join(location).ok());
-    let Some(mut target) = target else {
-        return Err(Error::Protocol { host: host_label(from), reason: "its `Location` is not an address".to_owned() });
-    };
+    let Some(target) = target(from, headers)? else { return Ok(None) };
     match (from.scheme(), target.scheme()) {
         (_, "https") | ("http", "http") => {}
         (_, "http") => return Err(refused(from, &target, "it leads from https to http")),
@@ -323,6 +360,16 @@ pub(crate) fn follow(from: &Url, headers: &HeaderMap) -> Result<Option<Url>, Err
     if target.host_str() != from.host_str() && is_link_local_url(&target) {
         return Err(refused(from, &target, "it is a link-local address"));
     }
+    Ok(Some(target))
+}
+
+/// The address in a `Location`, whatever it is.
+fn target(from: &Url, headers: &HeaderMap) -> Result<Option<Url>, Error> {
+    let Some(location) = headers.get(LOCATION) else { return Ok(None) };
+    let target = location.to_str().ok().and_then(|location| from.join(location).ok());
+    let Some(mut target) = target else {
+        return Err(Error::Protocol { host: host_label(from), reason: "its `Location` is not an address".to_owned() });
+    };
     // Names in addresses become credentials of the request, and we have been given none for that host.
     let _ = target.set_username("");
     let _ = target.set_password(None);

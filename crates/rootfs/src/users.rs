@@ -84,6 +84,13 @@ pub enum UserError {
     },
 }
 
+impl UserError {
+    /// Whether something is more than is taken, and not merely wrong.
+    pub fn is_limit(&self) -> bool {
+        matches!(self, Self::Limit { .. } | Self::OutOfRange { .. })
+    }
+}
+
 /// Resolves `user[:group]`, names or numbers, by the files of `tree`; empty means root.
 pub fn resolve_user(tree: &Tree, spec: &str) -> Result<Identity, UserError> {
     let (user, group) = spec.split_once(':').map_or((spec, None), |(user, group)| (user, Some(group)));

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use crate::spec::Limits;
+use crate::spec::{Limits, Swap};
 
 /// The control groups of this machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -32,7 +32,7 @@ pub enum Version {
 pub struct Available {
     /// The version.
     pub version: Version,
-    /// Controllers whose groups this process may make: `memory`, `pids`, `cpu`.
+    /// Controllers whose groups this process may make: `memory`, `pids`, `cpu`, `cpuset`.
     pub controllers: Vec<String>,
 }
 
@@ -61,6 +61,95 @@ struct Place {
     unified: bool,
 }
 
+impl Place {
+    fn has(&self, controller: &str) -> bool {
+        self.controllers.iter().any(|name| name == controller)
+    }
+
+    /// A version 1 group of processors, which must be told all of them before a process may enter.
+    fn is_old_cpuset(&self) -> bool {
+        !self.unified && self.has("cpuset")
+    }
+
+    /// Gives a new group what its parent has, where the kernel does not.
+    fn inherit(&self, directory: &Path) {
+        let Some(parent) = directory.parent().filter(|_| self.is_old_cpuset()) else { return };
+        for file in ["cpuset.cpus", "cpuset.mems"] {
+            if let Ok(value) = fs::read_to_string(parent.join(file)) {
+                let _ = fs::write(directory.join(file), value.trim());
+            }
+        }
+    }
+}
+
+/// A value to be written into a control group.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Setting {
+    controller: &'static str,
+    file: &'static str,
+    value: String,
+    /// Whether somebody has to be told where it cannot be set.
+    asked: bool,
+}
+
+/// What `limits` are in the files of version 2 (`unified`) or 1, in the order in which they are to be written.
+fn settings(limits: &Limits, unified: bool) -> Vec<Setting> {
+    let mut settings = Vec::new();
+    let mut add =
+        |controller, asked, (new, new_value): (&'static str, String), (old, old_value): (&'static str, String)| {
+            let (file, value) = if unified { (new, new_value) } else { (old, old_value) };
+            settings.push(Setting { controller, file, value, asked });
+        };
+    if let Some(pids) = limits.pids {
+        add("pids", true, ("pids.max", pids.to_string()), ("pids.max", pids.to_string()));
+    }
+    if let Some(bytes) = limits.memory_bytes {
+        add("memory", true, ("memory.max", bytes.to_string()), ("memory.limit_in_bytes", bytes.to_string()));
+        let asked = limits.swap != Swap::None;
+        // Version 2 counts swap alone, version 1 both together, and both only where the kernel counts it at all.
+        let (swap, both) = match limits.swap {
+            Swap::None => ("0".to_owned(), bytes.to_string()),
+            Swap::Bytes(swap) => (swap.to_string(), bytes.saturating_add(swap).to_string()),
+            Swap::Unlimited => ("max".to_owned(), "-1".to_owned()),
+        };
+        add("memory", asked, ("memory.swap.max", swap), ("memory.memsw.limit_in_bytes", both));
+        add("memory", false, ("memory.oom.group", "1".into()), ("memory.oom_control", "0".into()));
+    }
+    if let Some(shares) = limits.cpu_shares {
+        add("cpu", true, ("cpu.weight", weight(shares).to_string()), ("cpu.shares", shares.to_string()));
+    }
+    if limits.cpu_quota_micros.is_some() || limits.cpu_period_micros.is_some() {
+        let period = limits.cpu_period_micros.unwrap_or(100_000);
+        let quota = limits.cpu_quota_micros.map(|quota| quota.to_string());
+        let new = format!("{} {period}", quota.as_deref().unwrap_or("max"));
+        // Version 1 has two files: the period first, since a quota is checked against it.
+        add("cpu", true, ("cpu.max", new.clone()), ("cpu.cfs_period_us", period.to_string()));
+        if let Some(quota) = quota {
+            add("cpu", true, ("cpu.max", new), ("cpu.cfs_quota_us", quota));
+        }
+    }
+    for (file, list) in [("cpuset.cpus", &limits.cpuset_cpus), ("cpuset.mems", &limits.cpuset_mems)] {
+        if !list.is_empty() {
+            add("cpuset", true, (file, list.clone()), (file, list.clone()));
+        }
+    }
+    settings.dedup();
+    settings
+}
+
+/// Shares of version 1 (2 to 262144, usually 1024) as a weight of version 2 (1 to 10000, usually 100).
+///
+/// Source: opencontainers/cgroups, `ConvertCPUSharesToCgroupV2Value`: a curve through the lowest, the usual and the
+/// highest values of both.
+fn weight(shares: u64) -> u64 {
+    if shares <= 2 {
+        return 1;
+    }
+    let log = (shares.min(262_144) as f64).log2();
+    let exponent = log.mul_add(log, 125.0 * log) / 612.0 - 7.0 / 34.0;
+    (10f64.powf(exponent).ceil() as u64).clamp(1, 10_000)
+}
+
 /// The groups of one step.
 #[derive(Debug, Default)]
 pub(crate) struct Group {
@@ -80,45 +169,44 @@ impl Group {
         let name = format!("{prefix}{:016x}", u64::from_le_bytes(random));
         let mut group = Self::default();
         for place in places() {
-            let Some(base) = below(&place.directory, parent, &mut group.parents) else {
+            let sets = !limits.cpuset_cpus.is_empty() || !limits.cpuset_mems.is_empty();
+            if place.is_old_cpuset() && !sets && parent.is_empty() {
+                continue;
+            }
+            let Some(base) = below(&place, parent, &mut group.parents) else {
                 notes.push(format!("control group parent {parent:?} is not usable"));
                 continue;
             };
             let directory = base.join(&name);
             match fs::create_dir(&directory) {
-                Ok(()) => group.directories.push((directory, place)),
+                Ok(()) => {
+                    place.inherit(&directory);
+                    group.directories.push((directory, place));
+                }
                 Err(e) => tracing::debug!("no control group at {}: {e}", directory.display()),
             }
         }
-        let mut limit = |controller: &str, v2: (&str, String), v1: (&str, String), asked: bool| {
-            let found = group.directories.iter().find(|(_, p)| p.controllers.iter().any(|c| c == controller));
-            let result = match found {
-                Some((directory, place)) => {
-                    let (file, value) = if place.unified { &v2 } else { &v1 };
-                    fs::write(directory.join(file), value)
-                }
-                None => Err(io::Error::new(io::ErrorKind::Unsupported, "no such control group")),
-            };
-            match result {
-                Err(e) if asked => notes.push(format!("limit {} = {} not set: {e}", v2.0, v2.1)),
-                Err(_) | Ok(()) => {}
-            }
-        };
-        if let Some(pids) = limits.pids {
-            limit("pids", ("pids.max", pids.to_string()), ("pids.max", pids.to_string()), true);
-        }
-        if let Some(bytes) = limits.memory_bytes {
-            let text = bytes.to_string();
-            limit("memory", ("memory.max", text.clone()), ("memory.limit_in_bytes", text.clone()), true);
-            // Without swap, where the kernel counts it.
-            limit("memory", ("memory.swap.max", "0".into()), ("memory.memsw.limit_in_bytes", text), false);
-            limit("memory", ("memory.oom.group", "1".into()), ("memory.oom_control", "0".into()), false);
-        }
-        if let Some(millis) = limits.cpu_millis {
-            let quota = millis.saturating_mul(100);
-            limit("cpu", ("cpu.max", format!("{quota} 100000")), ("cpu.cfs_quota_us", quota.to_string()), true);
-        }
+        group.limit(limits, notes);
         group
+    }
+
+    fn limit(&self, limits: &Limits, notes: &mut Vec<String>) {
+        // What is asked for is named as in version 2, whichever there is.
+        for wanted in settings(limits, true).iter().filter(|setting| setting.asked) {
+            if !self.directories.iter().any(|(_, place)| place.has(wanted.controller)) {
+                notes.push(format!("limit {} = {} not set: no such control group", wanted.file, wanted.value));
+            }
+        }
+        for (directory, place) in &self.directories {
+            for setting in settings(limits, place.unified).iter().filter(|setting| place.has(setting.controller)) {
+                match fs::write(directory.join(setting.file), &setting.value) {
+                    Err(e) if setting.asked => {
+                        notes.push(format!("limit {} = {} not set: {e}", setting.file, setting.value));
+                    }
+                    Err(_) | Ok(()) => {}
+                }
+            }
+        }
     }
 
     /// Moves the step into its groups.
@@ -188,15 +276,18 @@ pub(crate) fn sweep(prefix: &str) {
 }
 
 /// `parent` below `place`, made if needed and then added to `made`. No component may leave the place.
-fn below(place: &Path, parent: &str, made: &mut Vec<PathBuf>) -> Option<PathBuf> {
-    let mut path = place.to_owned();
+fn below(place: &Place, parent: &str, made: &mut Vec<PathBuf>) -> Option<PathBuf> {
+    let mut path = place.directory.clone();
     for component in parent.split('/').filter(|c| !c.is_empty()) {
         if component == "." || component == ".." {
             return None;
         }
         path.push(component);
         match fs::create_dir(&path) {
-            Ok(()) => made.push(path.clone()),
+            Ok(()) => {
+                place.inherit(&path);
+                made.push(path.clone());
+            }
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
             Err(_) => return None,
         }
@@ -204,7 +295,7 @@ fn below(place: &Path, parent: &str, made: &mut Vec<PathBuf>) -> Option<PathBuf>
     Some(path)
 }
 
-const WANTED: [&str; 3] = ["cpu", "memory", "pids"];
+const WANTED: [&str; 4] = ["cpu", "cpuset", "memory", "pids"];
 
 fn places() -> Vec<Place> {
     let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
@@ -274,4 +365,64 @@ fn place_with_controllers(directory: &Path) -> Option<Place> {
 
 fn writable(path: &Path) -> bool {
     rustix::fs::access(path, rustix::fs::Access::WRITE_OK).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lines(limits: &Limits, unified: bool) -> Vec<String> {
+        settings(limits, unified).iter().map(|setting| format!("{}={}", setting.file, setting.value)).collect()
+    }
+
+    /// F1-083: what runc writes for the same resources (config-linux.md of the OCI runtime-spec).
+    #[test]
+    fn f1_083_limits_are_the_files_of_either_version() {
+        let limits = Limits {
+            memory_bytes: Some(64 << 20),
+            swap: Swap::Bytes(32 << 20),
+            cpu_shares: Some(512),
+            cpu_period_micros: Some(50_000),
+            cpu_quota_micros: Some(25_000),
+            cpuset_cpus: "0-1".into(),
+            cpuset_mems: "0".into(),
+            ..Limits::default()
+        };
+        assert_eq!(
+            lines(&limits, true),
+            [
+                "memory.max=67108864",
+                "memory.swap.max=33554432",
+                "memory.oom.group=1",
+                "cpu.weight=59",
+                "cpu.max=25000 50000",
+                "cpuset.cpus=0-1",
+                "cpuset.mems=0"
+            ]
+        );
+        assert_eq!(
+            lines(&limits, false),
+            [
+                "memory.limit_in_bytes=67108864",
+                "memory.memsw.limit_in_bytes=100663296",
+                "memory.oom_control=0",
+                "cpu.shares=512",
+                "cpu.cfs_period_us=50000",
+                "cpu.cfs_quota_us=25000",
+                "cpuset.cpus=0-1",
+                "cpuset.mems=0"
+            ]
+        );
+        let unlimited = Limits { memory_bytes: Some(1 << 20), swap: Swap::Unlimited, ..Limits::default() };
+        assert!(lines(&unlimited, true).contains(&"memory.swap.max=max".to_owned()));
+        assert!(lines(&unlimited, false).contains(&"memory.memsw.limit_in_bytes=-1".to_owned()));
+        let quota = Limits { cpu_quota_micros: Some(20_000), ..Limits::default() };
+        assert_eq!(lines(&quota, true), ["cpu.max=20000 100000"]);
+        assert!(lines(&Limits::default(), true).is_empty());
+    }
+
+    #[test]
+    fn shares_keep_their_ends_and_their_usual_value() {
+        assert_eq!([0, 2, 1024, 262_144, u64::MAX].map(weight), [1, 1, 100, 10_000, 10_000]);
+    }
 }

@@ -46,6 +46,9 @@ pub struct SetupError {
     pub errno: i32,
     /// What is known beyond the number.
     pub detail: Option<String>,
+    /// Whether the image has more of something than is taken.
+    #[serde(default)]
+    pub is_limit: bool,
 }
 
 fn describe(errno: i32, detail: &Option<String>) -> String {
@@ -61,13 +64,19 @@ impl SetupError {
     /// host lacks or denies something.
     pub fn is_of_the_image(&self) -> bool {
         let phases = ["resolve the user", "read /etc/", "make the working directory", "enter the working directory"];
-        // What a mount shows, or where, is not there.
-        let missing = matches!(self.errno, libc::ENOENT | libc::ENOTDIR) && self.phase.starts_with("mount \"");
+        // What a mount shows, or where, is not there, is of another kind, or cannot be made there.
+        let missing =
+            matches!(self.errno, libc::ENOENT | libc::ENOTDIR | libc::EROFS) && self.phase.starts_with("mount \"");
         missing || phases.iter().any(|phase| self.phase.starts_with(phase))
     }
 
+    /// What a step that is strict may not do without.
+    pub(crate) fn strict(notes: &[String]) -> Self {
+        Self::detail("isolate the step strictly", notes.join("; "))
+    }
+
     pub(crate) fn detail(phase: impl Into<String>, detail: impl Into<String>) -> Self {
-        Self { phase: phase.into(), errno: 0, detail: Some(detail.into()) }
+        Self { phase: phase.into(), errno: 0, detail: Some(detail.into()), is_limit: false }
     }
 }
 
@@ -83,12 +92,13 @@ impl<T> Phase<T> for io::Result<T> {
             phase: phase.into(),
             errno: e.raw_os_error().unwrap_or(0),
             detail: if e.raw_os_error().is_some() { None } else { Some(e.to_string()) },
+            is_limit: false,
         })
     }
 }
 
 impl<T> Phase<T> for rustix::io::Result<T> {
     fn phase(self, phase: impl Into<String>) -> Result<T, SetupError> {
-        self.map_err(|e| SetupError { phase: phase.into(), errno: e.raw_os_error(), detail: None })
+        self.map_err(|e| SetupError { phase: phase.into(), errno: e.raw_os_error(), detail: None, is_limit: false })
     }
 }

@@ -49,6 +49,8 @@ pub(crate) struct Envelope {
     pub(crate) cgroup_prefix: String,
     /// Whether a socket to a prepared network is among the descriptors.
     pub(crate) prepared: bool,
+    /// Whether an emulator is among the descriptors, after that.
+    pub(crate) emulator: bool,
     pub(crate) network_note: Option<String>,
 }
 
@@ -63,7 +65,7 @@ pub(crate) enum Outcome {
 /// What the step tells the helper before it executes the command.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum FromStep {
-    /// Mounted; the descriptors are the parents of the stubs.
+    /// Mounted; the descriptors are the parents of the stubs and, behind them, the registry of emulators.
     Mounted { stubs: Vec<Stub>, notes: Vec<String> },
     /// The set-up failed.
     Failed(SetupError),
@@ -101,13 +103,17 @@ fn take_control() -> io::Result<OwnedFd> {
 }
 
 fn run(control: &OwnedFd, envelope: Envelope, mut fds: Vec<OwnedFd>) -> Result<Outcome, SetupError> {
-    let Envelope { spec, ids, lower, active, template, filter, cgroup_prefix, prepared, network_note } = envelope;
+    let Envelope { spec, ids, lower, active, template, filter, cgroup_prefix, prepared, emulator, network_note } =
+        envelope;
+    // A core file would have the step's secrets in it.
+    let _ = sys::set_limit(libc::RLIMIT_CORE, 0, 0);
     let mut notes = Vec::new();
-    let before_binds = lower + usize::from(active) + usize::from(template) + usize::from(prepared);
+    let before_binds = lower + [active, template, prepared, emulator].map(usize::from).iter().sum::<usize>();
     if fds.len() < before_binds {
         return Err(SetupError::detail("read the step", "descriptors are missing"));
     }
     let binds = fds.split_off(before_binds);
+    let emulator = if emulator { fds.pop() } else { None };
     let prepared = if prepared { fds.pop() } else { None };
     let template = if template { fds.pop() } else { None };
     let active = if active { fds.pop() } else { None };
@@ -124,7 +130,16 @@ fn run(control: &OwnedFd, envelope: Envelope, mut fds: Vec<OwnedFd>) -> Result<O
     }
 
     let mut trees = Trees::prepare(&fds, active.as_ref(), &binds, template.as_ref(), &mut notes)?;
+    if spec.confinement.host_devices {
+        trees.add_host_devices();
+    }
+    if let Some(emulator) = emulator {
+        trees.add_emulator(&emulator)?;
+    }
     drop((fds, active, binds));
+    if ids == Ids::Shifted {
+        trees.add_files(&spec.mounts);
+    }
     let group = Group::create(&cgroup_prefix, &spec.cgroup_parent, &spec.limits, &mut notes);
 
     let mut network = spec.network;
@@ -194,7 +209,15 @@ fn run(control: &OwnedFd, envelope: Envelope, mut fds: Vec<OwnedFd>) -> Result<O
     if namespaces.is_empty() {
         write_maps(ids, child.pid())?;
     }
+    // The step has what it needs; what is secret in it is nobody's to read here. Not earlier, since the maps of a process
+    // that is not dumpable belong to the host's root.
+    let strict = spec.strict;
+    drop(spec);
+    let _ = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
     group.attach(child.pid(), &mut notes);
+    if strict && !notes.is_empty() {
+        return Err(SetupError::strict(&notes));
+    }
     let started = wire::send(&ours, &Go { network }, &[]);
     let mut watch = Watch { control, child, killed: false };
     let report = match started {
@@ -203,7 +226,7 @@ fn run(control: &OwnedFd, envelope: Envelope, mut fds: Vec<OwnedFd>) -> Result<O
     };
     let result = watch.until_ended();
     let (out_of_memory, peak) = group.finish();
-    let Setup { mounted, parents, stubs, failure, mut step_notes } = report?;
+    let Setup { mounted, parents, registry: _registry, stubs, failure, mut step_notes } = report?;
     // Innermost first: a stub's parent may be a stub.
     for (parent, stub) in parents.iter().zip(&stubs).rev() {
         stubs::remove(parent, stub).phase(format!("remove the mount point {:?}", stub.name))?;
@@ -300,6 +323,8 @@ fn clone_inside(namespaces: &[OwnedFd], flags: u64) -> Result<Cloned, SetupError
 struct Setup {
     mounted: bool,
     parents: Vec<OwnedFd>,
+    /// Held while the step runs: with it ends what is registered.
+    registry: Option<OwnedFd>,
     stubs: Vec<Stub>,
     step_notes: Vec<String>,
     failure: Option<Failure>,
@@ -346,8 +371,9 @@ impl Watch<'_> {
         loop {
             self.wait_for(step);
             match wire::receive::<FromStep>(step).phase("listen to the step")? {
-                Some((FromStep::Mounted { stubs, notes }, parents)) => {
-                    setup = Setup { mounted: true, parents, stubs, step_notes: notes, failure: None };
+                Some((FromStep::Mounted { stubs, notes }, mut parents)) => {
+                    let registry = if parents.len() > stubs.len() { parents.pop() } else { None };
+                    setup = Setup { mounted: true, parents, registry, stubs, step_notes: notes, failure: None };
                 }
                 Some((FromStep::Failed(error), _)) => setup.failure = Some(Failure::Setup(error)),
                 Some((FromStep::NotExecutable { code, message }, _)) => {

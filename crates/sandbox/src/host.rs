@@ -5,7 +5,8 @@ use std::path::Path;
 use serde::Serialize;
 
 use crate::cgroup;
-use crate::worker::subordinate_ids;
+use crate::emulation::{Emulators, open_registry};
+use crate::worker::{Ids, subordinate_ids};
 
 /// Facts of the machine, as the calling process sees them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -34,6 +35,8 @@ pub struct Host {
     pub tun: bool,
     /// Names of registered emulators that are enabled (`qemu-aarch64`, …).
     pub emulators: Vec<String>,
+    /// Platforms whose programs run here, and what runs them where the processor does not.
+    pub platforms: Vec<String>,
 }
 
 /// Looks at the machine. Starts no process and changes nothing.
@@ -96,6 +99,7 @@ pub fn probe() -> Host {
         pasta: installed("pasta"),
         tun: rustix::fs::access("/dev/net/tun", rustix::fs::Access::READ_OK | rustix::fs::Access::WRITE_OK).is_ok(),
         emulators,
+        platforms: Emulators::new(open_registry(), Ids::Nested).platforms(),
     }
 }
 

@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use rustix::fs::{MemfdFlags, SealFlags};
 
+use crate::emulation::{self, Emulators};
 use crate::error::SandboxError;
 use crate::helper::{Envelope, HELPER_ARG, Outcome, Task};
 use crate::pool::{Pair, Pool, Taken};
@@ -32,6 +33,7 @@ pub struct Launcher {
     /// The program that connects private networks, or why there is none.
     pasta: OnceLock<Result<String, String>>,
     pool: Arc<Pool>,
+    emulators: Emulators,
     /// Held while a pair is started, so that the first step and [`Launcher::warm_up`] start one and not two.
     starting: Mutex<()>,
 }
@@ -48,6 +50,8 @@ impl Launcher {
             .map(|fd| duplicate(fd.as_fd()))
             .transpose()
             .map_err(|source| SandboxError::Helper { action: "copy a descriptor", source })?;
+        let registry = entered.registry.as_ref().map(|fd| duplicate(fd.as_fd())).transpose();
+        let registry = registry.map_err(|source| SandboxError::Helper { action: "copy a descriptor", source })?;
         Ok(Self {
             template_userns,
             ids: entered.ids,
@@ -56,6 +60,7 @@ impl Launcher {
             executable: OnceLock::new(),
             pasta: OnceLock::new(),
             pool: Arc::default(),
+            emulators: Emulators::new(registry, entered.ids),
             starting: Mutex::new(()),
         })
     }
@@ -73,6 +78,11 @@ impl Launcher {
         {
             self.pool.put(pair);
         }
+    }
+
+    /// What runs programs of other architectures.
+    pub fn emulators(&self) -> &Emulators {
+        &self.emulators
     }
 
     fn pasta(&self) -> Result<&str, &str> {
@@ -133,7 +143,9 @@ impl Launcher {
                 Ok(pasta) => {
                     let _starting = self.starting.lock().unwrap_or_else(PoisonError::into_inner);
                     let pair = self.pool.take().map_or_else(|| self.prepare(pasta), Ok)?;
-                    network = Some(Taken::new(&self.pool, pair, cannot_change_networks(&spec.confinement)));
+                    // A registry of emulators stays with the user namespace, and hides the host's from the next step.
+                    let reusable = cannot_change_networks(&spec.confinement) && spec.emulated.is_none();
+                    network = Some(Taken::new(&self.pool, pair, reusable));
                 }
                 Err(note) => network_note = Some(note.to_owned()),
             }
@@ -154,6 +166,7 @@ impl Launcher {
             },
             cgroup_prefix: self.cgroup_prefix.clone(),
             prepared: keeper.is_some(),
+            emulator: fds.emulator.is_some(),
             network_note,
         };
         let (stdin, out, err) = (Stdio::from(theirs), Stdio::from(stdout_write), Stdio::from(stderr_write));
@@ -161,7 +174,7 @@ impl Launcher {
         let control = Arc::new(ours);
         let step = Step { child: Some(child), control, network, stdout: Some(stdout), stderr: Some(stderr) };
         let all = fds.lower.iter().chain(&fds.active).chain(&self.template_userns);
-        let all = all.chain(keeper.as_deref()).chain(&fds.binds);
+        let all = all.chain(keeper.as_deref()).chain(&fds.emulator).chain(&fds.binds);
         let all: Vec<_> = all.map(AsFd::as_fd).collect();
         // A step that is not handed out is killed by its drop.
         wire::send(&*step.control, &Task::Step(Box::new(envelope)), &all)
@@ -265,11 +278,16 @@ fn check(spec: &StepSpec, fds: &StepFds) -> Result<(), SandboxError> {
     if spec.args.is_empty() {
         return refuse("no command".into());
     }
-    if let Some(text) = spec.args.iter().chain(&spec.env).chain([&spec.cwd]).find(|text| text.contains('\0')) {
+    if let Some(text) = spec.args.iter().chain([&spec.cwd]).find(|text| text.contains('\0')) {
         return refuse(format!("a NUL character in {text:?}"));
     }
+    // Values of the environment may be secrets, so only names are shown.
+    let name = |text: &str| text.split(['=', '\0']).next().unwrap_or_default().to_owned();
+    if let Some(text) = spec.env.iter().find(|text| text.contains('\0')) {
+        return refuse(format!("a NUL character in the environment entry of {:?}", name(text)));
+    }
     if let Some(text) = spec.env.iter().find(|text| text.find('=').is_none_or(|at| at == 0)) {
-        return refuse(format!("environment entry without a name or value: {text:?}"));
+        return refuse(format!("environment entry without a name or value, of {:?}", name(text)));
     }
     match &spec.root {
         Root::Dir if fds.active.is_none() || !fds.lower.is_empty() => {
@@ -277,6 +295,12 @@ fn check(spec: &StepSpec, fds: &StepFds) -> Result<(), SandboxError> {
         }
         Root::Overlay { .. } if fds.active.is_none() => return refuse("an overlay root needs a directory".into()),
         Root::Dir | Root::Overlay { .. } | Root::Scratch => {}
+    }
+    match (&spec.emulated, &fds.emulator) {
+        (None, None) => {}
+        (Some(architecture), Some(_)) if emulation::is_known(architecture) => {}
+        (Some(architecture), Some(_)) => return refuse(format!("{architecture:?} cannot be emulated")),
+        (Some(_), None) | (None, Some(_)) => return refuse("an emulator and what it emulates go together".into()),
     }
     if fds.lower.len() > 500 {
         return refuse(format!("{} layers in one mount (the kernel takes 500)", fds.lower.len()));
@@ -287,7 +311,11 @@ fn check(spec: &StepSpec, fds: &StepFds) -> Result<(), SandboxError> {
             MountSource::Layers { fds, .. } => fds,
             MountSource::Tmpfs { .. } | MountSource::File { .. } => &[],
         };
-        if indexes.iter().any(|&index| index >= fds.binds.len()) {
+        let changes = match &mount.source {
+            MountSource::Layers { changes: Some(changes), .. } => Some(changes.fd),
+            _ => None,
+        };
+        if indexes.iter().chain(&changes).any(|&index| index >= fds.binds.len()) {
             return refuse(format!("mount at {:?} refers to a descriptor that was not given", mount.dest));
         }
         if matches!(&mount.source, MountSource::Layers { fds, .. } if fds.is_empty()) {

@@ -15,6 +15,7 @@
 //! Invariant: all `unsafe` of the project is in this crate's `sys` module.
 
 pub mod cgroup;
+pub mod emulation;
 pub mod host;
 pub mod seccomp;
 pub mod worker;
@@ -39,6 +40,6 @@ pub use helper::{HELPER_ARG, helper_main};
 pub use inherit::inherited_fd;
 pub use launcher::{Killer, Launcher, Step};
 pub use spec::{
-    Capabilities, Confinement, Exit, ExitStatus, Limits, Mount, MountSource, Network, Root, StepFds, StepSpec, Ulimit,
-    Usage,
+    Capabilities, Changes, Confinement, Exit, ExitStatus, Limits, Mount, MountSource, Network, Root, StepFds, StepSpec,
+    Swap, Ulimit, Usage,
 };

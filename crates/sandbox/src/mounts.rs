@@ -13,8 +13,10 @@ use rustix::mount::{
 };
 
 use crate::error::{Phase, SetupError};
+use crate::spec::{Mount, MountSource};
 use crate::stubs::{self, Stub};
 use crate::sys;
+use crate::worker::{SHIFTED_COUNT, SHIFTED_FIRST};
 
 /// Detached mounts that the helper makes in the worker's namespaces, for the step to attach in its own.
 #[derive(Debug)]
@@ -23,9 +25,14 @@ pub(crate) struct Trees {
     pub(crate) active: Option<OwnedFd>,
     pub(crate) binds: Vec<OwnedFd>,
     /// Device nodes of the host, by name.
-    pub(crate) devices: Vec<(&'static str, OwnedFd)>,
+    pub(crate) devices: Vec<(String, OwnedFd)>,
+    /// The emulator that the step registers.
+    pub(crate) emulator: Option<OwnedFd>,
     /// The host's `/sys`, where the step cannot have its own.
     pub(crate) sys: Option<OwnedFd>,
+    /// Memory that is never swapped, with the files of [`MountSource::File`] by the number of their mount, where only
+    /// this side may make such memory.
+    pub(crate) files: Option<OwnedFd>,
     /// The host's `/etc/resolv.conf`.
     pub(crate) resolv: String,
 }
@@ -67,13 +74,66 @@ impl Trees {
         let mut devices = Vec::new();
         for (name, major, minor) in DEVICES {
             match device(name, major, minor) {
-                Ok(fd) => devices.push((name, fd)),
+                Ok(fd) => devices.push((name.to_owned(), fd)),
                 Err(e) if name == "null" => return Err(e),
                 Err(e) => notes.push(e.to_string()),
             }
         }
         let resolv = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
-        Ok(Self { lower, active, binds: bound, devices, sys: None, resolv })
+        Ok(Self { lower, active, binds: bound, devices, emulator: None, sys: None, files: None, resolv })
+    }
+
+    /// Adds the host's emulator, by a mount that nobody can write through: programs find it as `/proc/self/exe`.
+    pub(crate) fn add_emulator(&mut self, file: &OwnedFd) -> Result<(), SetupError> {
+        let phase = "clone the emulator";
+        let tree = clone_tree(file.as_fd(), false).phase(phase)?;
+        let attrs = MountAttrFlags::MOUNT_ATTR_RDONLY | MountAttrFlags::MOUNT_ATTR_NODEV;
+        sys::mount_setattr(tree.as_fd(), false, u64::from(attrs.bits()), 0, None).phase(phase)?;
+        self.emulator = Some(tree);
+        Ok(())
+    }
+
+    /// Adds the host's own devices, those right below `/dev`. One that cannot be bound is left out.
+    pub(crate) fn add_host_devices(&mut self) {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        for entry in std::fs::read_dir("/dev").into_iter().flatten().flatten() {
+            let Ok(name) = entry.file_name().into_string() else { continue };
+            // Terminals of the host are nobody's business, and `console` is where a panic would be read.
+            let terminal = name.starts_with("tty") || name.starts_with("vcs") || name == "console" || name == "ptmx";
+            if terminal || self.devices.iter().any(|(known, _)| *known == name) {
+                continue;
+            }
+            let Ok(node) = rustix::fs::open(entry.path(), flags, Mode::empty()) else { continue };
+            let kind = rustix::fs::fstat(&node).map(|stat| rustix::fs::FileType::from_raw_mode(stat.st_mode));
+            if matches!(kind, Ok(rustix::fs::FileType::CharacterDevice | rustix::fs::FileType::BlockDevice))
+                && let Ok(tree) = clone_tree(node.as_fd(), false)
+            {
+                let attrs = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+                if sys::mount_setattr(tree.as_fd(), false, u64::from(attrs.bits()), 0, None).is_ok() {
+                    self.devices.push((name, tree));
+                }
+            }
+        }
+    }
+
+    /// Makes the files of `mounts` here: a user namespace may not keep memory from being swapped, its maker may.
+    pub(crate) fn add_files(&mut self, mounts: &[Mount]) {
+        let files = || -> rustix::io::Result<OwnedFd> {
+            let fs = new_fs("tmpfs", &[("mode", "0755"), ("noswap", "")], strict())?;
+            for (index, mount) in mounts.iter().enumerate() {
+                if let MountSource::File { content, mode, uid, gid } = &mount.source {
+                    let id = |id: &u32| {
+                        Some(*id).filter(|id| *id < SHIFTED_COUNT).map_or(SHIFTED_FIRST, |id| SHIFTED_FIRST + id)
+                    };
+                    write_file(&fs, &index.to_string(), content, *mode, Some((id(uid), id(gid))))?;
+                }
+            }
+            Ok(fs)
+        };
+        if mounts.iter().any(|mount| matches!(mount.source, MountSource::File { .. })) {
+            // Kernels before 6.4 do not know such memory: the step makes the files then.
+            self.files = files().ok();
+        }
     }
 
     /// Adds the host's `/sys`, for a step that uses the host's network.
@@ -90,6 +150,7 @@ fn idmap_error(error: &std::io::Error) -> SetupError {
             "the store's file system does not support idmapped mounts: use another file system, or --userns=host"
                 .into(),
         ),
+        is_limit: false,
     }
 }
 
@@ -160,11 +221,18 @@ pub(crate) struct Workbench {
 impl Workbench {
     /// Attaches the workbench over `/` of the step's own mount namespace and makes it the working directory.
     pub(crate) fn new() -> rustix::io::Result<Self> {
-        let directory = new_fs("tmpfs", &[("mode", "0700")], strict())?;
+        // Never swapped where that may be asked for: outside of user namespaces, since 6.4.
+        let noswap = new_fs("tmpfs", &[("mode", "0700"), ("noswap", "")], strict());
+        let directory = noswap.or_else(|_| new_fs("tmpfs", &[("mode", "0700")], strict()))?;
         let root = rustix::fs::open("/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
         attach(&directory, &root)?;
         rustix::process::fchdir(&directory)?;
         Ok(Self { directory, next: 0 })
+    }
+
+    /// The directory itself.
+    pub(crate) fn directory(&self) -> BorrowedFd<'_> {
+        self.directory.as_fd()
     }
 
     pub(crate) fn make_dir(&mut self) -> rustix::io::Result<(String, OwnedFd)> {
@@ -194,22 +262,14 @@ impl Workbench {
     ) -> rustix::io::Result<OwnedFd> {
         let name = self.next.to_string();
         self.next += 1;
-        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
-        let file = rustix::fs::openat(&self.directory, &name, flags, Mode::from_raw_mode(0o600))?;
-        let mut rest = content;
-        while !rest.is_empty() {
-            let n = rustix::io::write(&file, rest)?;
-            rest = &rest[n..];
-        }
-        let owner = rustix::fs::Uid::from_raw(uid);
-        let group = rustix::fs::Gid::from_raw(gid);
-        if (uid, gid) != (0, 0) {
-            rustix::fs::fchown(&file, Some(owner), Some(group))?;
-        }
-        rustix::fs::fchmod(&file, Mode::from_raw_mode(mode & 0o7777))?;
-        drop(file);
+        write_file(&self.directory, &name, content, mode, ((uid, gid) != (0, 0)).then_some((uid, gid)))?;
+        self.placed_file(&name, readonly)
+    }
+
+    /// A detached mount of a file that has this name on the workbench.
+    pub(crate) fn placed_file(&self, name: &str, readonly: bool) -> rustix::io::Result<OwnedFd> {
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-        let tree = open_tree(&self.directory, &name, flags)?;
+        let tree = open_tree(&self.directory, name, flags)?;
         let attrs = if readonly { strict() | MountAttrFlags::MOUNT_ATTR_RDONLY } else { strict() };
         sys::mount_setattr(tree.as_fd(), false, u64::from(attrs.bits()), 0, None)
             .map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
@@ -254,6 +314,30 @@ impl Workbench {
         fsconfig_create(&context).map_err(|e| log_of(&context, e))?;
         fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attrs)
     }
+}
+
+/// Makes a file. An owner that is not mapped is nobody that the step could be, so that its root has the file then.
+fn write_file(
+    directory: &OwnedFd,
+    name: &str,
+    content: &[u8],
+    mode: u32,
+    owner: Option<(u32, u32)>,
+) -> rustix::io::Result<()> {
+    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(directory, name, flags, Mode::from_raw_mode(0o600))?;
+    let mut rest = content;
+    while !rest.is_empty() {
+        let n = rustix::io::write(&file, rest)?;
+        rest = &rest[n..];
+    }
+    if let Some((uid, gid)) = owner {
+        match rustix::fs::fchown(&file, Some(rustix::fs::Uid::from_raw(uid)), Some(rustix::fs::Gid::from_raw(gid))) {
+            Err(Errno::INVAL | Errno::PERM) | Ok(()) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    rustix::fs::fchmod(&file, Mode::from_raw_mode(mode & 0o7777))
 }
 
 fn log_of(context: &OwnedFd, error: Errno) -> Errno {

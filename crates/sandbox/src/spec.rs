@@ -44,6 +44,10 @@ pub struct StepSpec {
     pub cgroup_parent: String,
     /// How willingly the kernel ends it when memory runs out (-1000..=1000).
     pub oom_score_adj: i32,
+    /// Architecture (OCI's name) of programs that [`StepFds::emulator`] runs, which the step registers for itself.
+    pub emulated: Option<String>,
+    /// Whether everything that would be less than asked for is an error, and not a note.
+    pub strict: bool,
     /// Whether empty parents of mount points that the step created are removed as well.
     pub remove_stub_parents: bool,
 }
@@ -67,6 +71,8 @@ impl Default for StepSpec {
             limits: Limits::default(),
             cgroup_parent: String::new(),
             oom_score_adj: 500,
+            emulated: None,
+            strict: false,
             remove_stub_parents: false,
         }
     }
@@ -113,13 +119,15 @@ pub enum MountSource {
         /// Index into [`StepFds::binds`].
         fd: usize,
     },
-    /// An overlay of several trees, whose changes are kept in memory and thrown away: indexes into
-    /// [`StepFds::binds`], lowest first. (A bind mount of a snapshot with more than one layer.)
+    /// An overlay of several trees, whose changes are thrown away: indexes into [`StepFds::binds`], lowest first. (A bind
+    /// mount of a snapshot.)
     Layers {
         /// Indexes into [`StepFds::binds`], lowest first.
         fds: Vec<usize>,
         /// Path inside the merged tree that is mounted; empty means its root. Resolved inside the tree.
         selector: String,
+        /// Where changes go until then, unless the mount is read-only; `None` means memory.
+        changes: Option<Changes>,
     },
     /// Memory.
     Tmpfs {
@@ -138,6 +146,18 @@ pub enum MountSource {
         /// Group inside the container.
         gid: u32,
     },
+}
+
+/// Where the changes of a [`MountSource::Layers`] go, on a disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Changes {
+    /// A directory: index into [`StepFds::binds`].
+    pub fd: usize,
+    /// Name of the directory of changes in it.
+    pub upper: String,
+    /// Name of the work directory in it, which is empty and serves one step.
+    pub work: String,
 }
 
 /// Which network a step sees.
@@ -190,6 +210,10 @@ pub struct Confinement {
     pub masked_paths: Vec<String>,
     /// Paths that are made read-only.
     pub readonly_paths: Vec<String>,
+    /// Whether `/sys` and the control groups can be written, as far as the user namespace allows.
+    pub writable_sys: bool,
+    /// Whether `/dev` has the host's devices, of which the user namespace opens those that everybody may.
+    pub host_devices: bool,
 }
 
 impl Default for Confinement {
@@ -201,6 +225,8 @@ impl Default for Confinement {
             no_new_privileges: false,
             masked_paths: list(MASKED_PATHS),
             readonly_paths: list(READONLY_PATHS),
+            writable_sys: false,
+            host_devices: false,
         }
     }
 }
@@ -214,6 +240,8 @@ impl Confinement {
             no_new_privileges: false,
             masked_paths: Vec::new(),
             readonly_paths: Vec::new(),
+            writable_sys: true,
+            host_devices: true,
         }
     }
 }
@@ -245,10 +273,33 @@ const READONLY_PATHS: &[&str] = &["/proc/bus", "/proc/fs", "/proc/irq", "/proc/s
 pub struct Limits {
     /// Number of processes and threads; `None` means 4096 for each user, by `RLIMIT_NPROC`.
     pub pids: Option<u64>,
-    /// Memory in bytes, swap excluded; `None` means no limit.
+    /// Memory in bytes; `None` means no limit.
     pub memory_bytes: Option<u64>,
-    /// Processor time in thousandths of one processor; `None` means no limit.
-    pub cpu_millis: Option<u64>,
+    /// Swap beyond that: none unless it is said.
+    pub swap: Swap,
+    /// Weight against other groups, where 1024 is usual; `None` means usual.
+    pub cpu_shares: Option<u64>,
+    /// Length of the period of `cpu_quota_micros`; `None` means 100 ms.
+    pub cpu_period_micros: Option<u64>,
+    /// Processor time in each period, of all processors together; `None` means no limit.
+    pub cpu_quota_micros: Option<u64>,
+    /// Processors, as in `0-3,5`; empty means all.
+    pub cpuset_cpus: String,
+    /// Memory nodes, as in `0-1`; empty means all.
+    pub cpuset_mems: String,
+}
+
+/// How much swap a step may use that has a limit of memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Swap {
+    /// None, where the kernel counts it.
+    #[default]
+    None,
+    /// So many bytes.
+    Bytes(u64),
+    /// As much as there is.
+    Unlimited,
 }
 
 /// The descriptors of a [`StepSpec`]: `O_PATH` directories or files of the worker.
@@ -260,6 +311,8 @@ pub struct StepFds {
     pub active: Option<OwnedFd>,
     /// What [`MountSource::Bind`] and [`MountSource::Layers`] count.
     pub binds: Vec<OwnedFd>,
+    /// The emulator of [`StepSpec::emulated`]; a statically linked program of the host.
+    pub emulator: Option<OwnedFd>,
 }
 
 /// How a step ended.

@@ -18,7 +18,7 @@ use crate::helper::{FromStep, Go};
 use crate::mounts::{Target, Trees, Workbench, attach, clone_tree, new_fs, strict};
 use crate::spec::{MountSource, Network, Root, StepSpec};
 use crate::worker::Ids;
-use crate::{caps, net, seccomp, sys, wire};
+use crate::{caps, emulation, net, seccomp, sys, wire};
 
 /// What Docker and BuildKit set when an image sets none.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -53,20 +53,24 @@ fn set_up(spec: &StepSpec, ids: Ids, trees: Trees, filter: &[u8], helper: &Owned
     }
     let _ = sys::new_session_keyring();
 
-    let (mut target, identity) = mount_all(spec, ids, &trees, network, &mut notes)?;
+    let (mut target, identity, registry) = mount_all(spec, ids, &trees, network, &mut notes)?;
     drop(trees);
     pivot(target.root())?;
     set_ulimits(spec, ids, &mut notes);
     enter_directory(&target, &spec.cwd)?;
     let (args, env, path) = command(spec, &identity)?;
 
+    if spec.strict && !notes.is_empty() {
+        return Err(SetupError::strict(&notes));
+    }
+
     let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).phase("open /dev/null")?;
     rustix::stdio::dup2_stdin(&null).phase("close standard input")?;
     let stubs = std::mem::take(&mut target.stubs);
     let parents = std::mem::take(&mut target.parents);
-    let borrowed: Vec<_> = parents.iter().map(AsFd::as_fd).collect();
+    let borrowed: Vec<_> = parents.iter().chain(&registry).map(AsFd::as_fd).collect();
     wire::send(helper, &FromStep::Mounted { stubs, notes }, &borrowed).phase("report to the helper")?;
-    drop((parents, target, null));
+    drop((parents, registry, target, null));
 
     confine(spec, &identity, filter)?;
     Ok(execute(&args, &env, &path))
@@ -97,10 +101,14 @@ fn mount_all(
     trees: &Trees,
     network: Network,
     notes: &mut Vec<String>,
-) -> Result<(Target, Identity), SetupError> {
+) -> Result<(Target, Identity, Option<OwnedFd>), SetupError> {
     rustix::mount::mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE)
         .phase("make mounts private")?;
     let mut bench = Workbench::new().phase("mount the workbench")?;
+    let registry = match (&spec.emulated, &trees.emulator) {
+        (Some(architecture), Some(emulator)) => Some(emulation::register(architecture, emulator, bench.directory())?),
+        (Some(_) | None, _) => None,
+    };
     let root = root(spec, trees, &mut bench)?;
     let mut target = Target::new(root);
     // As BuildKit does it, before anything is mounted in the root: only its own files and directories count.
@@ -120,14 +128,25 @@ fn mount_all(
         let point = target.mount_point(path, false).phase(phase())?;
         attach(&file, &point).phase(phase())?;
     }
-    for mount in &spec.mounts {
+    let files = trees.files.as_ref().map(|files| bench.place(files)).transpose().phase("attach the files")?;
+    for (index, mount) in spec.mounts.iter().enumerate() {
         let phase = || format!("mount {:?}", mount.dest);
-        let (tree, directory) = source(&mount.source, mount.readonly, trees, &mut bench).phase(phase())?;
+        let (tree, directory) = match (&mount.source, &files) {
+            (MountSource::File { .. }, Some(place)) => {
+                (bench.placed_file(&format!("{place}/{index}"), mount.readonly).phase(phase())?, false)
+            }
+            (other, _) => source(other, mount.readonly, trees, &mut bench).phase(phase())?,
+        };
         if mount.readonly {
             let attrs = u64::from(MountAttrFlags::MOUNT_ATTR_RDONLY.bits());
             sys::mount_setattr(tree.as_fd(), false, attrs, 0, None).phase(phase())?;
         }
         let point = target.mount_point(&mount.dest, directory).phase(phase())?;
+        if is_directory(&point) != directory {
+            let (what, on) = if directory { ("a directory", "a file") } else { ("a file", "a directory") };
+            let detail = Some(format!("{what} cannot be mounted on {on}"));
+            return Err(SetupError { phase: phase(), errno: libc::ENOTDIR, detail, is_limit: false });
+        }
         attach(&tree, &point).phase(phase())?;
     }
     restrict(spec, &target)?;
@@ -141,7 +160,7 @@ fn mount_all(
         attach(&copy, &point).phase(phase)?;
         target.replace_root(copy);
     }
-    Ok((target, identity))
+    Ok((target, identity, registry))
 }
 
 /// Who the command runs as. The group is always among the supplementary ones, so that giving it up does not help
@@ -151,7 +170,7 @@ fn identity(root: &OwnedFd, user: &str) -> Result<Identity, SetupError> {
     let tree = Tree::from_fd(root.try_clone().phase(phase)?);
     let mut identity = users::resolve_user(&tree, user).map_err(|error| {
         let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
-        SetupError::detail(phase, format!("{error}{cause}"))
+        SetupError { is_limit: error.is_limit(), ..SetupError::detail(phase, format!("{error}{cause}")) }
     })?;
     if !identity.groups.contains(&identity.gid) {
         identity.groups.insert(0, identity.gid);
@@ -177,7 +196,7 @@ fn root(spec: &StepSpec, trees: &Trees, bench: &mut Workbench) -> Result<OwnedFd
         Root::Overlay { upper, work } => {
             let place = bench.place(active()?).phase("attach the directory of changes")?;
             for name in [upper, work] {
-                if name.is_empty() || name.contains('/') || name == ".." || name == "." {
+                if !is_name(name) {
                     return Err(SetupError::detail(phase, format!("{name:?} is not a directory's name")));
                 }
             }
@@ -192,6 +211,11 @@ fn root(spec: &StepSpec, trees: &Trees, bench: &mut Workbench) -> Result<OwnedFd
     let (_, point) = bench.make_dir().phase(phase)?;
     attach(&root, &point).phase(phase)?;
     Ok(root)
+}
+
+/// Whether `name` is one name, which leads nowhere else.
+fn is_name(name: &str) -> bool {
+    !(name.is_empty() || name.contains('/') || name == ".." || name == ".")
 }
 
 /// The tree of a mount, and whether it is a directory.
@@ -210,13 +234,22 @@ fn source(
             let directory = is_directory(&copy);
             Ok((copy, directory))
         }
-        MountSource::Layers { fds, selector } => {
+        MountSource::Layers { fds, selector, changes } => {
             let mut lower = Vec::new();
             for &fd in fds {
                 lower.push(bench.place(bind(fd)?)?);
             }
-            let work = (!readonly).then(|| Ok((bench.make_dir()?.0, bench.make_dir()?.0))).transpose();
-            let work = work.map_err(|e: Errno| std::io::Error::from(e))?;
+            let work = match changes {
+                _ if readonly => None,
+                None => Some((bench.make_dir()?.0, bench.make_dir()?.0)),
+                Some(changes) => {
+                    let place = bench.place(bind(changes.fd)?)?;
+                    if [&changes.upper, &changes.work].iter().any(|name| !is_name(name)) {
+                        return Err(std::io::Error::from(std::io::ErrorKind::InvalidInput));
+                    }
+                    Some((format!("{place}/{}", changes.upper), format!("{place}/{}", changes.work)))
+                }
+            };
             let changes = work.as_ref().map(|(upper, work)| (upper.as_str(), work.as_str()));
             let merged = bench.overlay(&lower, changes, MountAttrFlags::MOUNT_ATTR_NODEV)?;
             let selector = selector.trim_start_matches('/');
@@ -262,7 +295,7 @@ fn mount_system(
     for (name, device) in &trees.devices {
         let phase = || format!("mount /dev/{name}");
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        rustix::fs::openat(&dev, *name, flags, Mode::from_raw_mode(0o666)).phase(phase())?;
+        rustix::fs::openat(&dev, name.as_str(), flags, Mode::from_raw_mode(0o666)).phase(phase())?;
         let point = open_beneath(&dev, name).phase(phase())?;
         attach(clone_tree(device.as_fd(), false).as_ref().unwrap_or(device), &point).phase(phase())?;
     }
@@ -298,7 +331,10 @@ fn mount_system(
     }
 
     let point = target.real_directory("/sys").phase("mount /sys")?;
-    let readonly = strict() | MountAttrFlags::MOUNT_ATTR_RDONLY;
+    let mut readonly = strict() | MountAttrFlags::MOUNT_ATTR_RDONLY;
+    if spec.confinement.writable_sys {
+        readonly -= MountAttrFlags::MOUNT_ATTR_RDONLY;
+    }
     let own = match (network, ids) {
         (Network::Host, Ids::Shifted | Ids::Nested) => Err(Errno::PERM),
         (Network::Host, Ids::Host) | (Network::Default | Network::None, _) => new_fs("sysfs", &[], readonly),

@@ -74,6 +74,21 @@ fn clone(flags: u64, exit_signal: u64) -> io::Result<Cloned> {
     Ok(Cloned::Parent { pid: pid as i32, pidfd })
 }
 
+/// Whether the processor runs 32-bit programs, on kernels that refuse the personality where it does not (arm64).
+pub(crate) fn runs_32_bit() -> bool {
+    const QUERY: libc::c_ulong = 0xffff_ffff;
+    const PER_LINUX32: libc::c_ulong = 0x0008;
+    // SAFETY: `personality` takes no pointers, and changes nothing but the calling thread's, which is set back.
+    unsafe {
+        let before = libc::personality(QUERY);
+        let possible = before >= 0 && libc::personality(PER_LINUX32) >= 0;
+        if possible {
+            libc::personality(before as libc::c_ulong);
+        }
+        possible
+    }
+}
+
 /// Ends the calling process at once, without running destructors or `atexit` functions.
 pub(crate) fn exit_now(code: i32) -> ! {
     // SAFETY: `_exit` takes no pointers and does not return.

@@ -71,6 +71,8 @@ pub struct Entered {
     pub template_userns: Option<OwnedFd>,
     pub(crate) ids: Ids,
     pub(crate) cgroup_prefix: String,
+    /// The host's registry of emulators, from before `/proc` was mounted anew.
+    pub(crate) registry: Option<OwnedFd>,
 }
 
 impl Entered {
@@ -82,6 +84,7 @@ impl Entered {
             template_userns: None,
             ids: Ids::Host,
             cgroup_prefix: format!("build-engine-{}-", std::process::id()),
+            registry: crate::emulation::open_registry(),
         }
     }
 }
@@ -118,6 +121,7 @@ pub fn enter(options: &Options) -> Result<Entered, SandboxError> {
     }
     let parent = rustix::process::getppid()
         .and_then(|pid| rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).ok());
+    let registry = crate::emulation::open_registry();
     let mut plan = plan(options);
     loop {
         let (go_read, go_write) = pipe()?;
@@ -127,7 +131,7 @@ pub fn enter(options: &Options) -> Result<Entered, SandboxError> {
         let (pid, pidfd) = match cloned {
             Cloned::Child => {
                 drop((go_write, status_read, parent));
-                return first_process(plan, go_read, status_write);
+                return first_process(plan, registry, go_read, status_write);
             }
             Cloned::Parent { pid, pidfd } => (pid, pidfd),
         };
@@ -184,7 +188,7 @@ fn stand_by(pid: i32, child: &OwnedFd, parent: Option<&OwnedFd>) -> ! {
 }
 
 /// Pid 1 of the new namespaces: finishes the set-up, forks the worker (which returns), and reaps until it ends.
-fn first_process(plan: Plan, go: OwnedFd, status: OwnedFd) -> Result<Entered, SandboxError> {
+fn first_process(plan: Plan, registry: Option<OwnedFd>, go: OwnedFd, status: OwnedFd) -> Result<Entered, SandboxError> {
     let fail = |status: &OwnedFd, failure: &Failure| -> ! {
         let text = serde_json::to_string(failure).unwrap_or_default();
         let _ = rustix::io::write(status, text.as_bytes());
@@ -210,6 +214,7 @@ fn first_process(plan: Plan, go: OwnedFd, status: OwnedFd) -> Result<Entered, Sa
                 template_userns: template,
                 ids: plan.ids,
                 cgroup_prefix: format!("build-engine-{}-", outer.trim()),
+                registry,
             })
         }
         Ok(Cloned::Parent { pid, .. }) => {

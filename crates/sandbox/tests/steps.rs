@@ -219,6 +219,7 @@ impl Lab {
             lower: lower.iter().map(|p| open(p)).collect(),
             active: Some(open(&active)),
             binds: binds.iter().map(|p| open(p)).collect(),
+            emulator: None,
         };
         (self.launcher.spawn(spec, &fds), active.join("fs"))
     }
@@ -587,6 +588,25 @@ const CASES: &[Case] = &[
         assert_eq!(fs::read_to_string(cache.join("file")).unwrap(), "hit\n");
         assert_eq!(fs::metadata(cache.join("file")).unwrap().uid(), 0);
     }),
+    ("s06_files_are_in_memory_with_their_owner_and_never_swapped_where_that_can_be", |lab| {
+        let mut spec = spec("stat -c '%a %u %g' /f /g; grep ' /f ' /proc/self/mountinfo; echo x > /f; cat /g");
+        for (dest, uid) in [("/f", 0), ("/g", 7)] {
+            let source = MountSource::File { content: dest.into(), mode: 0o440, uid, gid: uid };
+            spec.mounts.push(Mount { dest: dest.into(), readonly: true, source });
+        }
+        let ran = lab.run_on(&spec, &[&lab.store.join("base")], &[]);
+        let lines: Vec<&str> = ran.out.lines().collect();
+        let owner = if lab.entered.mode == Mode::OneUid { "440 0 0" } else { "440 7 7" };
+        assert_eq!(lines[..2], ["440 0 0", owner]);
+        assert!(lines[2].contains(" ro,nosuid,nodev,noexec") && lines[2].contains(" - tmpfs "), "{}", lines[2]);
+        assert_eq!(lines[3], "/g");
+        let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+        let mut version = release.split('.').map(|part| part.parse().unwrap_or(0u32));
+        let knows_noswap = (version.next(), version.next()) >= (Some(6), Some(4));
+        if lab.entered.mode == Mode::Root && knows_noswap {
+            assert!(lines[2].contains("noswap"), "{}", lines[2]);
+        }
+    }),
     ("stubs_that_the_command_fills_or_replaces_are_its_own", |lab| {
         let ran = lab.sh("echo kept > /etc/kept; mkdir -p /var/x");
         ran.ok();
@@ -603,7 +623,7 @@ const CASES: &[Case] = &[
         );
         let mount = |dest: &str, readonly, source| Mount { dest: dest.into(), readonly, source };
         spec.mounts = vec![
-            mount("/merged", false, MountSource::Layers { fds: vec![0, 1], selector: "/sub".into() }),
+            mount("/merged", false, MountSource::Layers { fds: vec![0, 1], selector: "/sub".into(), changes: None }),
             mount("/ro", true, MountSource::Bind { fd: 0 }),
             mount("/t", false, MountSource::Tmpfs { size_bytes: 1 << 20 }),
         ];
@@ -836,6 +856,81 @@ const CASES: &[Case] = &[
                     .any(|n| n.contains("memory.max"))
             );
         }
+    }),
+    ("f1_083_processors_are_limited_where_control_groups_can_be_made", |lab| {
+        let available = build_engine_sandbox::cgroup::available();
+        let limits = Limits {
+            cpuset_cpus: "0".into(),
+            cpu_shares: Some(512),
+            cpu_period_micros: Some(50_000),
+            cpu_quota_micros: Some(25_000),
+            ..Limits::default()
+        };
+        let ran = lab.run(&StepSpec { limits, ..spec("nproc") });
+        if ["cpu", "cpuset"].iter().all(|wanted| available.controllers.iter().any(|c| c == wanted)) {
+            assert_eq!((ran.ok(), &ran.exit().notes[..]), ("1", &[][..]));
+        } else {
+            println!("SKIPPED: limits of processors: no control group can be made here ({available:?})");
+            ran.ok();
+            assert_eq!(ran.exit().notes.len(), 3, "{:?}", ran.exit().notes);
+        }
+    }),
+    ("g12_a_strict_step_fails_where_another_one_has_a_note", |lab| {
+        let unknown = vec![Ulimit { name: "nothing".into(), soft: 1, hard: 1 }];
+        let plain = lab.run(&StepSpec { ulimits: unknown.clone(), ..spec("true") });
+        assert!(plain.exit().notes.iter().any(|note| note.contains("nothing")), "{:?}", plain.exit());
+        let strict = lab.run(&StepSpec { ulimits: unknown, strict: true, ..spec("echo ran") });
+        let Err(SandboxError::Setup(error)) = &strict.exit else { panic!("{:?}", strict.exit) };
+        assert!(error.phase.contains("strictly") && strict.out.is_empty(), "{error}");
+        if plain.exit().notes.len() == 1 {
+            lab.run(&StepSpec { strict: true, ..spec("true") }).ok();
+        }
+    }),
+    ("f1_058_an_emulator_is_registered_in_the_namespace_of_its_step_alone", |lab| {
+        // Any static program can be registered; what it would do as an emulator does not matter here.
+        let emulated = |script: &str, network| {
+            let active = lab.active();
+            let fds = StepFds {
+                lower: vec![open(&lab.store.join("base"))],
+                active: Some(open(&active)),
+                emulator: Some(fs::File::open(BUSYBOX).unwrap().into()),
+                ..StepFds::default()
+            };
+            let confinement = Confinement::insecure();
+            let spec = StepSpec { emulated: Some("s390x".into()), network, confinement, ..spec(script) };
+            let mut step = lab.launcher.spawn(&spec, &fds).unwrap();
+            let out = read_all(step.stdout.take().unwrap());
+            (step.wait(), out)
+        };
+        let script = "mount -t binfmt_misc registry /tmp && cat /tmp/s390x";
+        if lab.shares_userns() {
+            println!("SKIPPED: emulators: steps share the host's user namespace");
+            return;
+        }
+        for network in [Network::None, Network::Default] {
+            let (exit, out) = emulated(script, network);
+            if let Err(SandboxError::Setup(error)) = &exit
+                && error.phase == "mount a registry of emulators"
+            {
+                println!("SKIPPED: emulators: {error}");
+                return;
+            }
+            exit.unwrap();
+            assert!(out.contains("interpreter qemu-s390x\nflags: POCF"), "{out}");
+        }
+        // The next step in a private network has another namespace, with the host's registry.
+        let spec = StepSpec { confinement: Confinement::insecure(), network: Network::Default, ..spec("ls /tmp") };
+        let script = "mount -t binfmt_misc registry /tmp && ls /tmp";
+        let next = lab.run(&StepSpec { args: vec!["/bin/sh".into(), "-c".into(), script.into()], ..spec });
+        assert!(!next.ok().contains("s390x"), "{}", next.out);
+    }),
+    ("insecure_steps_see_devices_that_everybody_may_open_and_a_writable_sys", |lab| {
+        let script = "test -c /dev/fuse && echo fuse; grep -c ' /sys sysfs rw' /proc/self/mounts";
+        let insecure = lab.run(&StepSpec { confinement: Confinement::insecure(), ..spec(script) });
+        let fuse = if Path::new("/dev/fuse").exists() { "fuse\n" } else { "" };
+        assert_eq!(insecure.out.trim_end(), format!("{fuse}1"), "{}", insecure.err);
+        let usual = lab.sh(script);
+        assert_eq!(usual.out.trim_end(), "0", "{}", usual.err);
     }),
     ("a_parent_of_control_groups_that_was_made_goes_with_the_step", |lab| {
         let name = format!("parent-of-{}", std::process::id());

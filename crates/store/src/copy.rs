@@ -8,6 +8,7 @@
 //! read is an error and never torn content.
 
 mod mode;
+mod part;
 mod sink;
 #[cfg(test)]
 mod tests;
@@ -24,6 +25,7 @@ use build_engine_rootfs::{Attributes, Device, Entry, Kind, Metadata, Time, Tree,
 use crate::layer::{ApplyOptions, Entries, LayerError, Unpack, compress};
 
 pub use mode::{InvalidMode, ModeChange};
+pub use part::{copy_part, find};
 use sink::{PlanSink, Sink, TreeSink};
 pub use view::{Filter, View, Visibility};
 
@@ -157,13 +159,16 @@ fn run(source: View<'_>, sink: &mut dyn Sink, spec: &CopySpec) -> Result<(), Cop
     } else {
         vec![src]
     };
-    // Times of directories, set at the end because filling them changes them.
+    // Times of directories, set when the source is done because filling them changes them. A further source that puts
+    // something into one gives it a new time, as in BuildKit; with a timestamp, that is this one for all.
     let mut times = Vec::new();
     for src in sources {
-        if spec.attempt_unpack && unpack(source, &src, sink, &dest, spec, &mut times)? {
-            continue;
+        if !(spec.attempt_unpack && unpack(source, &src, sink, &dest, spec, &mut times)?) {
+            one(source, &src, sink, &dest, spec, &mut times)?;
         }
-        one(source, &src, sink, &dest, spec, &mut times)?;
+        if spec.timestamp.is_none() {
+            times.drain(..).try_for_each(|(path, time)| sink.set_time(&path, time))?;
+        }
     }
     times.iter().try_for_each(|(path, time)| sink.set_time(path, *time))
 }

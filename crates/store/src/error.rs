@@ -124,6 +124,14 @@ pub enum Error {
         /// The limit.
         limit: usize,
     },
+    /// What a cache mount starts from cannot be copied into it.
+    #[error("cannot copy `{}` into a new cache mount", path.display())]
+    Seed {
+        /// The path in what it starts from.
+        path: PathBuf,
+        /// The cause.
+        source: Box<crate::copy::CopyError>,
+    },
     /// A layer cannot be unpacked or written.
     #[error("cannot use layer `{layer}`")]
     Layer {

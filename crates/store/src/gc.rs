@@ -79,7 +79,9 @@ pub struct Pruned {
     pub blobs: u64,
     /// Cache records.
     pub records: u64,
-    /// Bytes of layers and blobs.
+    /// Copies of cache mounts.
+    pub cache_mounts: u64,
+    /// Bytes of layers, blobs and cache mounts.
     pub size_bytes: u64,
 }
 
@@ -96,6 +98,10 @@ pub struct Usage {
     pub blob_bytes: u64,
     /// Cache records.
     pub records: u64,
+    /// Copies of cache mounts.
+    pub cache_mounts: u64,
+    /// Bytes of their files.
+    pub cache_mount_bytes: u64,
 }
 
 /// Something that [`Store::verify`] found.
@@ -167,7 +173,7 @@ impl Store {
     }
 
     /// Removes layers and blobs that neither a name, nor a lease of any process, nor a cache record leads to. With `all`
-    /// the cache records that no lease needs go first.
+    /// the cache records that no lease needs go first, and cache mounts that no step uses go too.
     ///
     /// Works on a full disk. Builds that run meanwhile are not disturbed.
     pub fn prune(&self, all: bool) -> Result<Pruned> {
@@ -204,7 +210,8 @@ impl Store {
         for path in trash {
             remove_tree(&path)?;
         }
-        pruned.map(|pruned| Pruned { size_bytes: pruned.size_bytes + interrupted, ..pruned })
+        let (cache_mounts, bytes) = if all { self.remove_cache_mounts()? } else { (0, 0) };
+        pruned.map(|pruned| Pruned { cache_mounts, size_bytes: pruned.size_bytes + interrupted + bytes, ..pruned })
     }
 
     fn mark_and_sweep(&self, db: &Transaction<'_>, all: bool, trash: &mut Vec<PathBuf>) -> Result<Pruned, Failure> {
@@ -403,6 +410,7 @@ impl Store {
         let records =
             self.database(|db| db.query_row("SELECT count(*) FROM records", [], |row| row.get::<_, i64>(0)))?;
         usage.records = u64::try_from(records).unwrap_or_default();
+        (usage.cache_mounts, usage.cache_mount_bytes) = self.cache_mount_usage()?;
         Ok(usage)
     }
 

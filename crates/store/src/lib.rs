@@ -21,6 +21,7 @@
 //!
 //! Invariants: committed means immutable; a blob or a layer appears by rename, complete; cache records are disposable.
 
+pub mod cachemount;
 pub mod claims;
 pub mod content;
 pub mod content_hash;
@@ -38,6 +39,7 @@ mod stat_index;
 pub mod state;
 
 pub use build_engine_rootfs::Ids;
+pub use cachemount::{CacheMount, CacheMountSpec, Sharing};
 pub use claims::Claim;
 pub use content::{BlobState, BlobWriter};
 #[cfg(any(test, feature = "failpoints"))]

@@ -1,16 +1,24 @@
 //! `build`: flags become a request, the engine builds it, and what came out is reported.
 
 mod flags;
+mod frontend_opt;
+mod limits;
 mod request;
+mod secrets;
 
 use std::path::Path;
+use std::time::Duration;
 
-use build_engine_engine::{Backend, BuildError, BuildRequest, ExitKind, NetworkMode, Outcome, Output, Report};
+use build_engine_engine::{
+    Backend, BuildError, BuildRequest, DockerfileSource, ExitKind, NetworkMode, Outcome, Output, Report, UserNamespace,
+};
 use serde_json::{Map, Value};
 
 pub(crate) use self::flags::Flags;
+pub(crate) use self::flags::boolean;
 use self::request::Plan;
-pub(crate) use self::request::plan;
+pub(crate) use self::request::{plan, set_language};
+use super::call::{self, Call, Method};
 use crate::errors::Failure;
 use crate::output;
 use crate::session::with_engine;
@@ -19,7 +27,17 @@ use crate::ui::{Options, Progress, text, to_stderr};
 
 /// Builds; returns the exit code.
 pub(crate) fn run(flags: Flags, settings: &Settings, env: Environment<'_>) -> Result<u8, Failure> {
-    let Plan { request, user_namespace, timeout, quiet, verbose, progress, iidfile, metadata_file } = plan(flags, env)?;
+    let (context, file) = (flags.context.clone(), flags.file.clone());
+    let Plan { request, spool, user_namespace, timeout, quiet, verbose, progress, iidfile, metadata_file, call } =
+        plan(flags, env)?;
+    if let Some(call) = call {
+        if request.dockerfile_source != DockerfileSource::Given {
+            let message = "`--check` and `--call` look at a Dockerfile of this machine only, for now";
+            return Err(Failure::input("unsupported-flag", message).hint("fetch it first, and give its path with `-f`"));
+        }
+        let shown = call::shown_dockerfile(&request, &context, file.as_deref());
+        return answer(call, &request, &shown, user_namespace, timeout, settings);
+    }
     let mode = if quiet { ProgressMode::Quiet } else { settings.progress_mode(progress)? };
     for path in [&iidfile, &metadata_file].into_iter().flatten() {
         forget(path)?;
@@ -42,6 +60,7 @@ pub(crate) fn run(flags: Flags, settings: &Settings, env: Environment<'_>) -> Re
         }
     });
     let summary = display.map(|display| display.finish(result.is_ok())).unwrap_or_default();
+    drop(spool);
     let outcome = result.map_err(|failure| with_log(failure, summary.failed_log))?;
 
     if let Some(path) = &iidfile
@@ -62,6 +81,37 @@ pub(crate) fn run(flags: Flags, settings: &Settings, env: Environment<'_>) -> Re
         to_stderr("note: the result is in the cache only; name it with `-t NAME`, or write it somewhere with `-o`\n");
     }
     Ok(0)
+}
+
+/// Answers a question about the Dockerfile; nothing is built.
+fn answer(
+    call: Call,
+    request: &BuildRequest,
+    shown: &str,
+    user_namespace: UserNamespace,
+    timeout: Option<Duration>,
+    settings: &Settings,
+) -> Result<u8, Failure> {
+    let ask = request.clone();
+    let reply = match call.method {
+        Method::Check => {
+            let result =
+                with_engine(settings, user_namespace, timeout, |engine| async move { engine.check(ask).await })?;
+            call::check(&result, request, shown, call)
+        }
+        Method::Outline => {
+            let found =
+                with_engine(settings, user_namespace, timeout, |engine| async move { engine.outline(ask).await })?;
+            call::outline(&found, request, call.json)
+        }
+        Method::Targets => call::targets(request, call.json)?,
+        Method::Describe => call::describe(call.json),
+    };
+    output::print(&reply.stdout)?;
+    match reply.failure {
+        Some(failure) => Err(failure),
+        None => Ok(reply.code),
+    }
 }
 
 /// The settings with the registries that `registry.insecure=true` of an output allows not to verify.
@@ -125,6 +175,7 @@ fn write(path: &Path, content: &[u8]) -> Result<(), Failure> {
 /// What `--metadata-file` says, in the keys of buildx.
 fn metadata(outcome: &Outcome, names: &[String]) -> Value {
     let mut value = Map::new();
+    value.insert("build-engine.isolation".into(), serde_json::to_value(&outcome.isolation).unwrap_or_default());
     value.insert("buildx.build.ref".into(), format!("build-engine/embedded/{}", outcome.build_id).into());
     if let Some(config) = &outcome.config {
         value.insert("containerimage.config.digest".into(), config.to_string().into());
@@ -141,6 +192,7 @@ fn metadata(outcome: &Outcome, names: &[String]) -> Value {
 
 #[cfg(test)]
 mod tests {
+    use build_engine_engine::IsolationReport;
     use build_engine_oci::{Descriptor, Digest, media_type};
     use expect_test::expect;
 
@@ -156,9 +208,15 @@ mod tests {
             names: Vec::new(),
             layers: 1,
             size_bytes: 2,
+            isolation: IsolationReport::default(),
         };
         expect![[r#"
             {
+              "build-engine.isolation": {
+                "level": "default",
+                "worker": "",
+                "fallbacks": []
+              },
               "buildx.build.ref": "build-engine/embedded/abc",
               "containerimage.config.digest": "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
               "containerimage.descriptor": {

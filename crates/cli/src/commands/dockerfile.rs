@@ -6,6 +6,7 @@ use std::path::Path;
 
 use build_engine_dockerfile::expand::Lex;
 use build_engine_dockerfile::{Diagnostic, MAX_SOURCE_BYTES, Statement, parse_syntax, syntax_json};
+use build_engine_engine::checks::{outline_offline, request_without_context};
 use build_engine_engine::{ExitKind, Report};
 use serde_json::json;
 
@@ -21,6 +22,20 @@ pub(crate) enum Command {
         /// Form of the output
         #[arg(long, value_enum, default_value_t)]
         format: Format,
+        /// The Dockerfile; `-` reads standard input
+        file: String,
+    },
+    /// Show what can be set in a build of a target; base images are not looked at
+    Outline {
+        /// Form of the output, as `build --call=outline` has it
+        #[arg(long, value_enum, default_value_t)]
+        format: Format,
+        /// Stage [default: the last one]
+        #[arg(long, value_name = "STAGE")]
+        target: Option<String>,
+        /// Set a build argument
+        #[arg(long, value_name = "NAME=VALUE")]
+        build_arg: Vec<String>,
         /// The Dockerfile; `-` reads standard input
         file: String,
     },
@@ -64,6 +79,17 @@ impl Command {
                     path => (path, read_file(Path::new(path))?),
                 };
                 output::print(&parse(&source, name, format)?)?;
+            }
+            Self::Outline { format, target, build_arg, file } => {
+                let (name, source) = match file.as_str() {
+                    "-" => ("Dockerfile", read(std::io::stdin().lock(), "standard input")?),
+                    path => (path, read_file(Path::new(path))?),
+                };
+                let mut request = request_without_context(name.to_owned(), None, source);
+                request.target = target;
+                request.build_args = variables("--build-arg", &build_arg)?;
+                let found = outline_offline(&request)?;
+                output::print(&super::call::outline(&found, &request, format == Format::Json).stdout)?;
             }
             Self::Expand { format, words, env, escape, word } => {
                 output::print(&expand(&word, &env, escape, words, format)?)?;
@@ -137,14 +163,19 @@ fn describe(statement: &Statement, indent: &str) -> String {
     out
 }
 
-fn expand(word: &str, env: &[String], escape: char, words: bool, format: Format) -> Result<String, Failure> {
-    let variables: BTreeMap<String, String> = env
+/// Reads the `NAME=value` pairs of a flag.
+fn variables(flag: &str, pairs: &[String]) -> Result<BTreeMap<String, String>, Failure> {
+    pairs
         .iter()
         .map(|pair| match pair.split_once('=') {
             Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
-            _ => Err(Failure::input("invalid-flag", format!("`--env {pair}`: expected NAME=value"))),
+            _ => Err(Failure::input("invalid-flag", format!("`{flag} {pair}`: expected NAME=value"))),
         })
-        .collect::<Result<_, _>>()?;
+        .collect()
+}
+
+fn expand(word: &str, env: &[String], escape: char, words: bool, format: Format) -> Result<String, Failure> {
+    let variables = variables("--env", env)?;
     let lex = Lex::new(escape);
     let value = if words {
         json!({ "words": lex.words(word, &variables).map_err(|error| refused(&error))? })

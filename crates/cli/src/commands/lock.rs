@@ -54,6 +54,9 @@ pub(crate) fn run(flags: Flags, settings: &Settings, env: Environment<'_>) -> Re
         ..BuildFlags::default()
     };
     let mut request = plan(build, env)?.request;
+    if request.context.is_none() {
+        return Err(Failure::input("invalid-context", "the lock file stands in the context: `lock` needs a directory"));
+    }
     let before = std::mem::take(&mut request.lock);
     request.pull = true;
     if !update {

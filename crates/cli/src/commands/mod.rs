@@ -2,6 +2,7 @@
 
 mod build;
 mod cache;
+mod call;
 mod completions;
 mod context;
 mod dockerfile;
@@ -12,6 +13,7 @@ mod lock_file;
 mod man;
 mod run;
 mod transfer;
+mod validate;
 mod version;
 
 use clap::{Parser, Subcommand};
@@ -59,6 +61,8 @@ pub(crate) enum Command {
     /// Check and clean the store
     #[command(subcommand)]
     Cache(cache::Command),
+    /// Say what is wrong with Dockerfiles, without building them
+    Validate(validate::Flags),
     /// Look into Dockerfiles
     #[command(subcommand)]
     Dockerfile(dockerfile::Command),
@@ -88,6 +92,7 @@ impl Command {
             Self::Lock(flags) => lock::run(flags, settings, env),
             Self::Images(command) => command.run(settings),
             Self::Cache(command) => command.run(settings),
+            Self::Validate(flags) => validate::run(&flags, settings, env),
             Self::Dockerfile(command) => command.run(),
             Self::Context(command) => command.run(),
             Self::Info(flags) => info::run(&flags, settings),

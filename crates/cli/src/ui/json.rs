@@ -66,10 +66,7 @@ impl<W: Write + Send> Json<W> {
                     value.insert("vertex".into(), vertex.to_string().into());
                 }
                 value.insert("level".into(), 1.into());
-                let short = match warning.rule.as_str() {
-                    "" => warning.message.clone(),
-                    rule => format!("{rule}: {}", warning.message),
-                };
+                let short = super::short(warning);
                 value.insert("short".into(), base64(short.as_bytes()).into());
                 if !warning.detail.is_empty() {
                     value.insert("detail".into(), json!([base64(warning.detail.as_bytes())]));
@@ -78,7 +75,7 @@ impl<W: Write + Send> Json<W> {
                     value.insert("url".into(), warning.url.clone().into());
                 }
                 if let Some((file, line)) = &warning.place {
-                    value.insert("sourceInfo".into(), json!({ "filename": file }));
+                    value.insert("sourceInfo".into(), json!({ "filename": file, "language": "Dockerfile" }));
                     value.insert("range".into(), json!([{ "start": { "line": line }, "end": { "line": line } }]));
                 }
                 Some(json!({ "warnings": [value] }))
@@ -141,7 +138,8 @@ fn time(at: Timestamp) -> Value {
     jiff::Timestamp::from_nanosecond(i128::from(at.0)).unwrap_or_default().to_string().into()
 }
 
-fn base64(bytes: &[u8]) -> String {
+/// Bytes in base64, with padding.
+pub(crate) fn base64(bytes: &[u8]) -> String {
     const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut out = String::with_capacity(bytes.len().div_ceil(3) * 4);
     for chunk in bytes.chunks(3) {
@@ -200,7 +198,7 @@ mod tests {
             {"logs":[{"vertex":"A","stream":1,"data":"aGVsbG8=","timestamp":"2023-11-14T22:13:20.01Z"}]}
             {"statuses":[{"id":"extracting sha256:1","vertex":"A","name":"extracting","total":10,"current":5,"timestamp":"2023-11-14T22:13:20.02Z","started":"2023-11-14T22:13:20.02Z"}]}
             {"statuses":[{"id":"extracting sha256:1","vertex":"A","name":"extracting","total":10,"current":10,"timestamp":"2023-11-14T22:13:20.03Z","started":"2023-11-14T22:13:20.02Z","completed":"2023-11-14T22:13:20.03Z"}]}
-            {"warnings":[{"vertex":"A","level":1,"short":"UnVsZTogdGV4dA==","detail":["bW9yZSBhYm91dCBpdA=="],"url":"https://docs.docker.com/go/dockerfile/rule/x/","sourceInfo":{"filename":"Dockerfile"},"range":[{"start":{"line":3},"end":{"line":3}}]}]}
+            {"warnings":[{"vertex":"A","level":1,"short":"UnVsZTogdGV4dCAobGluZSAzKQ==","detail":["bW9yZSBhYm91dCBpdA=="],"url":"https://docs.docker.com/go/dockerfile/rule/x/","sourceInfo":{"filename":"Dockerfile","language":"Dockerfile"},"range":[{"start":{"line":3},"end":{"line":3}}]}]}
             {"vertexes":[{"digest":"A","name":"[1/2] RUN make","started":"2023-11-14T22:13:20Z","completed":"2023-11-14T22:13:20.05Z","error":"context canceled"}]}
         "#]]
         .assert_eq(&text);

@@ -175,18 +175,31 @@ fn warnings(model: &Model, verbose: bool) -> String {
         let plural = if rules.len() == 1 { "" } else { "s" };
         out.push_str(&format!("\n {} warning{plural} found{more}:\n", rules.len()));
         for warning in rules {
-            let place = warning.place.as_ref().map(|(file, line)| format!(" ({file}:{line})")).unwrap_or_default();
-            out.push_str(&format!(" - {}: {}{place}\n", text::clean(&warning.rule), text::clean(&warning.message)));
+            out.push_str(&format!(" - {}\n", text::clean(&short(warning))));
             explain(&mut out, warning, verbose);
         }
     }
     out
 }
 
+/// A warning in BuildKit's short form: `Rule: message (line 3)`.
+fn short(warning: &Warning) -> String {
+    let mut text = match warning.rule.as_str() {
+        "" => warning.message.clone(),
+        rule => format!("{rule}: {}", warning.message),
+    };
+    if let Some((_, line)) = &warning.place {
+        text.push_str(&format!(" (line {line})"));
+    }
+    text
+}
+
 fn explain(out: &mut String, warning: &Warning, verbose: bool) {
     if verbose {
-        for line in warning.detail.lines().chain([warning.url.as_str()]).filter(|line| !line.is_empty()) {
-            out.push_str(&format!("   {}\n", text::clean(line)));
+        let place = warning.place.as_ref().map(|(file, line)| format!("{file}:{line}"));
+        let more = (!warning.url.is_empty()).then(|| format!("More info: {}", warning.url));
+        for line in warning.detail.lines().map(str::to_owned).chain(place).chain(more) {
+            out.push_str(&format!("   {}\n", text::clean(&line)));
         }
     }
 }
@@ -228,17 +241,19 @@ mod tests {
             note: no private network here
 
              1 warning found (--verbose explains them):
-             - StageNameCasing: stage `A` is not in lower case (Dockerfile:3)
+             - StageNameCasing: stage `A` is not in lower case (line 3)
         "#]]
         .assert_eq(&warnings(&model, false));
         expect![[r#"
             note: no private network here
                more about it
+               Dockerfile:3
 
              1 warning found:
-             - StageNameCasing: stage `A` is not in lower case (Dockerfile:3)
+             - StageNameCasing: stage `A` is not in lower case (line 3)
                more about it
-               https://docs.docker.com/go/dockerfile/rule/x/
+               Dockerfile:3
+               More info: https://docs.docker.com/go/dockerfile/rule/x/
         "#]]
         .assert_eq(&warnings(&model, true));
     }

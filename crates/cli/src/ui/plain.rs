@@ -77,7 +77,9 @@ impl<W: Write + Send> Plain<W> {
                 news.extend(end_line(vertex, now));
                 news
             }
-            Event::Warning(warning) if change.warned => vec![format!("WARN: {}", super::text::clean(&warning.message))],
+            Event::Warning(warning) if change.warned => {
+                vec![format!("WARN: {}", super::text::clean(&super::short(warning)))]
+            }
             Event::Warning(_) => return,
         };
         if state == State::Waiting {
@@ -339,11 +341,11 @@ mod tests {
             "@0\n0 vertex a A\n0 start a\n1 warn a StageNameCasing name it in lower case\n2 done a",
             &expect![[r#"
                 #1 A
-                #1 WARN: name it in lower case
+                #1 WARN: StageNameCasing: name it in lower case (line 3)
                 #1 DONE 0.0s
 
                  1 warning found (--verbose explains them):
-                 - StageNameCasing: name it in lower case (Dockerfile:3)
+                 - StageNameCasing: name it in lower case (line 3)
             "#]],
         );
     }

@@ -60,7 +60,7 @@ fn many_heredocs_without_an_end_are_one_mistake() {
     let words: String = (0..10_000).map(|n| format!(" <<E{n}")).collect();
     let (_, diagnostics) = parse(&format!("FROM a\nRUN x{words}\nbody\n"));
     assert_eq!(diagnostics.len(), 1, "{diagnostics:?}");
-    let (_, diagnostics) = parse(&format!("FROM a\nRUN <<{}\nx", "E".repeat(1_000_000)));
+    let (_, diagnostics) = parse(&format!("FROM a\nRUN <<{}\nx", "E".repeat(4_000)));
     assert_eq!(diagnostics[0].rule, "unterminated-heredoc");
 }
 
@@ -70,4 +70,22 @@ fn a_file_of_comments_keeps_the_last_ones() {
     assert_eq!(diagnostics, []);
     let comments = &dockerfile.stages[0].comments;
     assert!(comments.len() <= 10_000 && comments.last().is_some_and(|comment| comment == "last"));
+}
+
+/// D02: each heredoc is read to its end, and its name stands in messages.
+#[test]
+fn d02_heredocs_of_an_instruction_and_their_names_are_limited() {
+    let many = |count: usize| {
+        let words: String = (0..count).map(|number| format!(" <<E{number}")).collect();
+        let bodies: String = (0..count).map(|number| format!("E{number}\n")).collect();
+        format!("FROM a\nCOPY{words} /x/\n{bodies}")
+    };
+    assert!(!hits_limit(&many(1_000)));
+    assert!(hits_limit(&many(1_001)));
+    let named = |length: usize| {
+        let name = "E".repeat(length);
+        format!("FROM a\nRUN <<{name}\nx\n{name}\n")
+    };
+    assert!(!hits_limit(&named(4_096)));
+    assert!(hits_limit(&named(4_097)));
 }

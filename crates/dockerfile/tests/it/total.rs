@@ -1,8 +1,12 @@
 //! The parser never fails: any text, and Dockerfiles with damage.
 
 use build_engine_dockerfile::{
-    Diagnostic, Instruction, LineIndex, Span, Statement, detect_syntax, expand::Lex, glob_match, ignore::Ignore, parse,
-    parse_duration, parse_syntax, parse_trigger, syntax_json,
+    Diagnostic, Instruction, LineIndex, Span, Statement, detect_syntax,
+    expand::Lex,
+    glob_match,
+    ignore::Ignore,
+    lint::{Linter, Options, check_text},
+    parse, parse_duration, parse_syntax, parse_trigger, syntax_json,
 };
 use proptest::prelude::*;
 
@@ -45,9 +49,12 @@ fn statement_spans(statement: &Statement) -> Vec<Span> {
 /// Runs everything that takes text and checks what must hold of any result.
 fn exercise(source: &str) {
     let (dockerfile, diagnostics) = parse(source);
+    let mut linter = Linter::new(Options::parse(source).unwrap_or_default());
+    check_text(&dockerfile, &diagnostics, &mut linter);
     let instructions = dockerfile.stages.iter().flat_map(|stage| &stage.instructions).chain(&dockerfile.global_args);
     let spans = diagnostics
         .iter()
+        .chain(linter.found())
         .map(|found: &Diagnostic| found.span)
         .chain(dockerfile.statements.iter().flat_map(statement_spans))
         .chain(instructions.map(|found: &Instruction| found.span))

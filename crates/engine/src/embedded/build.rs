@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use build_engine_dockerfile::{Diagnostic, Level};
-use build_engine_frontend::{self as frontend, Answer, Answers, Lowered, Lowering, Question};
-use build_engine_graph::{Event, EventSink, MountKind, Op, Security, Vertex, Warning, walk};
+use build_engine_frontend::{self as frontend, Answer, Answers, Lowered, Lowering, MainContext, Question};
+use build_engine_graph::{Event, EventSink, Op, SourceFile, Vertex, Warning, walk};
 use build_engine_oci::{Digest, Platform, Reference};
 use build_engine_registry::Credentials;
 use build_engine_sandbox as sandbox;
@@ -15,17 +15,25 @@ use build_engine_store::{Ids, Store};
 use futures::future::{BoxFuture, try_join_all};
 use tokio::sync::Semaphore;
 
+use super::context::{self, Early};
+use super::entitled;
 use super::events::Work;
 use super::export::{Built, Export};
 use super::face::Caller;
-use super::ops::{self, BuildOps, MAX_RUNNING, Part, Parts, StepError};
+use super::git::Git;
+use super::http::Http;
+use super::kept::Kept;
+use super::materialize;
+use super::missing::{self, Known};
+use super::ops::{self, BuildOps, Detail, MAX_RUNNING, Part, Parts, StepError};
 use super::records::{StoreClaims, StoreRecords};
 use super::remote::{Remote, UNKNOWN_IMAGE};
+use super::secrets::Secrets;
 use super::sources::{Images, Policy};
-use super::syntax;
+use super::{platforms, syntax};
 use crate::{
-    BuildError, BuildRequest, ContextSource, ExitKind, ImageSummary, NetworkMode, NoCache, Outcome, Output, Place,
-    Report, StoreOptions, Unsupported,
+    BuildError, BuildRequest, ContextSource, Entitlement, ExitKind, ImageSummary, Isolation, IsolationReport, NoCache,
+    Outcome, Output, Place, Report, StoreOptions, Unsupported,
 };
 
 /// Largest ignore file that is read.
@@ -52,14 +60,6 @@ pub(super) fn unsupported(request: &BuildRequest) -> Vec<Unsupported> {
     if is_on(request, "BUILDKIT_INLINE_CACHE") {
         refuse("--build-arg", "`BUILDKIT_INLINE_CACHE`: the cache cannot be written into images yet");
     }
-    for (name, source) in &request.named_contexts {
-        if let ContextSource::Other { url } = source {
-            refuse(
-                "--build-context",
-                &format!("`{name}={url}`: only directories, docker-image:// and oci-layout:// are supported yet"),
-            );
-        }
-    }
     if request.platforms.len() > 1 {
         for output in &request.outputs {
             match output {
@@ -70,21 +70,13 @@ pub(super) fn unsupported(request: &BuildRequest) -> Vec<Unsupported> {
             }
         }
     }
-    let resources = &request.resources;
-    for (key, given) in [
-        ("memory-swap", resources.memory_swap_bytes != 0),
-        ("cpu-shares", resources.cpu_shares != 0),
-        ("cpuset-cpus", !resources.cpuset_cpus.is_empty()),
-        ("cpuset-mems", !resources.cpuset_mems.is_empty()),
-    ] {
-        if given {
-            refuse(
-                "--resource",
-                &format!("`{key}` is not supported yet; `memory` and `cpu-quota` with `cpu-period` are"),
-            );
-        }
-    }
     found
+}
+
+/// Says that a name of the build is not kept, where one is given.
+fn name_note(request: &BuildRequest) -> Option<Warning> {
+    let name = request.build_args.get("BUILDKIT_BUILD_NAME").filter(|name| !name.is_empty())?;
+    Some(note_warning(&format!("`BUILDKIT_BUILD_NAME={name}` has no effect yet: builds are not listed by name")))
 }
 
 /// Whether a build argument that is a setting is switched on, in one of Go's spellings.
@@ -93,21 +85,6 @@ pub(super) fn is_on(request: &BuildRequest, setting: &str) -> bool {
         .build_args
         .get(setting)
         .is_some_and(|value| matches!(value.as_str(), "1" | "t" | "T" | "true" | "TRUE" | "True"))
-}
-
-/// Says that warnings cannot fail the build, where the Dockerfile or the request wants that.
-fn check_note(request: &BuildRequest) -> Option<Warning> {
-    let asks = |value: &str| value.split(';').any(|part| part.trim().replace(' ', "") == "error=true");
-    let by_argument = request.build_args.get("BUILDKIT_DOCKERFILE_CHECK").is_some_and(|value| asks(value));
-    // Looked for first, since the text is parsed again only for this.
-    let by_directive = || {
-        request.dockerfile.contains("check") && {
-            let (syntax, _) = build_engine_dockerfile::parse_syntax(&request.dockerfile);
-            syntax.directives.iter().any(|directive| directive.name == "check" && asks(&directive.value.value))
-        }
-    };
-    (by_argument || by_directive())
-        .then(|| note_warning("`check=error=true` has no effect yet: this version has no build checks that could fail"))
 }
 
 impl Engine {
@@ -149,7 +126,7 @@ impl Engine {
     /// Builds.
     pub(super) async fn build(
         &self,
-        request: BuildRequest,
+        mut request: BuildRequest,
         caller: Caller,
         sink: Arc<dyn EventSink>,
     ) -> Result<Outcome, BuildError> {
@@ -157,43 +134,70 @@ impl Engine {
             let message = format!("{}: {}", refused.flag, refused.reason);
             return Err(BuildError::new(ExitKind::Input, Report::new("unsupported", message)));
         }
+        self.isolate(request.isolation, &sink)?;
+        let images = Arc::new(Images::new(Arc::clone(&self.parts.remote), policy(&request)));
+        let lease =
+            self.parts.store.lease().map_err(|error| step_error(StepError::store("cannot take a lease", &error)))?;
+        let lease = Arc::new(lease);
+        let http = Arc::new(Http::new(
+            Arc::clone(&self.parts),
+            caller.clone(),
+            Arc::clone(&lease),
+            request.allow_private_urls,
+            request.uploads.clone(),
+        ));
+        let git = Arc::new(Git::new(Arc::clone(&self.parts), Arc::clone(&lease)));
+        let make_ops = |request: &BuildRequest, lowered: Option<&Lowered>| {
+            Arc::new(BuildOps {
+                parts: Arc::clone(&self.parts),
+                images: Arc::clone(&images),
+                secrets: Arc::new(Secrets::new(caller.clone())),
+                secrets_in_layers: request.allow.contains(&Entitlement::SecretInLayer),
+                caller: caller.clone(),
+                http: Arc::clone(&http),
+                git: Arc::clone(&git),
+                contexts: self.contexts(request),
+                limits: limits(request),
+                strict: request.isolation == Isolation::Strict,
+                keep_failed: request.keep_failed,
+                trees: Mutex::default(),
+                fallbacks: Mutex::default(),
+                shm_size_bytes: request.shm_size_bytes,
+                lease: Arc::clone(&lease),
+                read_sources: lowered.map(read_sources).unwrap_or_default(),
+                network_wanted: lowered.is_some_and(runs_in_default_network).into(),
+            })
+        };
+        let early = Early { solver: &self.solver, ops: make_ops(&request, None), sink: &sink };
+        let main = early.open(&mut request).await?;
         if let Some(frontend) = syntax::requested(&request)? {
             Work::start(&sink, &format!("[internal] {frontend} is built in")).done(Ok::<(), &String>(()));
         }
-        if let Some(note) = check_note(&request) {
+        if let Some(note) = name_note(&request) {
             sink.emit(Event::Warning(note));
         }
         for note in &self.notes {
             sink.emit(Event::Warning(note_warning(note)));
         }
-        let images = Arc::new(Images::new(Arc::clone(&self.parts.remote), policy(&request)));
-        let lowered = self.lower(&request, &images, &sink).await?;
-        for warning in &lowered.warnings {
-            sink.emit(Event::Warning(diagnostic_warning(warning, &request)));
-        }
+        let lowered = self.lower(&request, main, Some(&early), &images, &sink).await?;
         refuse_unsupported_vertices(&lowered)?;
-        refuse_host_network(&lowered, &request)?;
-        let lease =
-            self.parts.store.lease().map_err(|error| step_error(StepError::store("cannot take a lease", &error)))?;
-        let lease = Arc::new(lease);
-        let ops = Arc::new(BuildOps {
-            parts: Arc::clone(&self.parts),
-            images: Arc::clone(&images),
-            caller,
-            contexts: contexts(&request),
-            limits: limits(&request),
-            shm_size_bytes: request.shm_size_bytes,
-            lease: Arc::clone(&lease),
-            read_sources: read_sources(&lowered),
-            network_wanted: runs_in_default_network(&lowered).into(),
-        });
+        platforms::refuse_foreign_commands(&lowered, self.parts.launcher.emulators())?;
+        entitled::check(&lowered, &request)?;
+        for note in entitled::notes(&lowered) {
+            sink.emit(Event::Warning(note_warning(&note)));
+        }
+        let ops = make_ops(&request, Some(&lowered));
         let options = JobOptions { no_cache: request.no_cache == NoCache::All };
-        let job = self.solver.job(ops, Arc::clone(&sink), options);
+        let job = self.solver.job(Arc::clone(&ops), Arc::clone(&sink), options);
         let roots: Vec<_> = lowered.results.iter().filter_map(|result| result.root.clone()).collect();
         let refs = job.solve(&roots);
-        let outputs = try_join_all(refs.iter().map(build_engine_solver::LazyRef::evaluate))
-            .await
-            .map_err(|failure| failed(&failure, &lowered))?;
+        let outputs = match try_join_all(refs.iter().map(build_engine_solver::LazyRef::evaluate)).await {
+            Ok(outputs) => outputs,
+            Err(failure) => {
+                let kept = Kept { parts: &self.parts, images: Arc::clone(&images), lease, request: &request };
+                return Err(explained(&failure, &lowered, &ops, kept, &sink).await);
+            }
+        };
         let mut outputs = outputs.into_iter();
         let mut built = Vec::with_capacity(lowered.results.len());
         for result in lowered.results {
@@ -202,33 +206,80 @@ impl Engine {
                 Some(_) => match outputs.next() {
                     Some(ops::Output::Snapshot(snapshot)) => vec![Part::Layers(snapshot)],
                     Some(ops::Output::Lazy(parts)) => parts.to_vec(),
-                    Some(ops::Output::Context(_)) | None => {
-                        return Err(BuildError::new(ExitKind::Input, Report::new("unsupported", FROM_LOCAL)));
+                    Some(ops::Output::Context(context)) => {
+                        vec![Part::Layers(materialize::whole(&self.parts, &context).await?)]
                     }
+                    None => return Err(BuildError::internal("a result has no output")),
                 },
             };
             let base = result.base.map(|base| base.image);
             built.push(Built { platform: result.platform, parts, image: result.image, base, epoch: result.epoch });
         }
         let export = Export { parts: &self.parts, request: &request, built: Arc::new(built), images, lease };
-        export.run(&sink).await
+        let mut outcome = export.run(&sink).await?;
+        let fallbacks = ops.fallbacks.lock().unwrap_or_else(PoisonError::into_inner);
+        outcome.isolation = IsolationReport {
+            level: request.isolation,
+            worker: self.mode.clone(),
+            fallbacks: self.notes.iter().chain(&*fallbacks).cloned().collect(),
+        };
+        Ok(outcome)
+    }
+
+    /// Refuses a level of isolation that this worker does not have.
+    fn isolate(&self, wanted: Isolation, sink: &Arc<dyn EventSink>) -> Result<(), BuildError> {
+        let refused = |message: &str, hint: &str| Report::new("isolation", message).hint(hint);
+        let report = match wanted {
+            Isolation::Strict if !self.notes.is_empty() => {
+                let mut report = refused(
+                    "`--isolation=strict`: this host offers less than builds ask for",
+                    "do what the notes say, or leave `--isolation=strict` out",
+                );
+                report.causes.clone_from(&self.notes);
+                report
+            }
+            Isolation::Rootless if self.mode == "root" => refused(
+                "`--isolation=rootless`: this build was started by root",
+                "start it as an ordinary user; steps of root have a user namespace of their own as well",
+            ),
+            Isolation::Default => return Ok(()),
+            Isolation::Strict | Isolation::Rootless => {
+                let level = if wanted == Isolation::Strict { "strict" } else { "rootless" };
+                Work::start(sink, &format!("[internal] isolation {level}, worker {}", self.mode))
+                    .done(Ok::<(), &String>(()));
+                return Ok(());
+            }
+        };
+        Err(BuildError::new(ExitKind::Denied, report))
     }
 
     /// Calls the frontend until it has no more questions.
     async fn lower(
         &self,
         request: &BuildRequest,
+        main: MainContext,
+        early: Option<&Early<'_>>,
         images: &Arc<Images>,
         sink: &Arc<dyn EventSink>,
     ) -> Result<Lowered, BuildError> {
         let definition =
             Work::start(sink, &format!("[internal] load build definition from {}", request.dockerfile_name));
-        let input = frontend_request(request);
+        let vertex = definition.vertex();
+        let mut input = frontend_request(request);
+        input.context = main;
         let missing = Mutex::new(Vec::new());
         let mut answers = Answers::new();
         let mut definition = Some(definition);
         loop {
             let lowering = frontend::lower(&input, &answers);
+            let warnings: &[Diagnostic] = match &lowering {
+                Err(diagnostics) => diagnostics,
+                Ok(Lowering::Done(lowered)) => &lowered.warnings,
+                Ok(Lowering::Needs(_)) => &[],
+            };
+            for warning in warnings.iter().filter(|found| !found.is_error()) {
+                sink.emit(Event::Warning(diagnostic_warning(warning, vertex.clone(), request)));
+            }
             if let Some(work) = definition.take() {
                 work.done(Ok::<(), &String>(()));
             }
@@ -240,7 +291,7 @@ impl Engine {
                 }
                 Ok(Lowering::Done(lowered)) => return Ok(lowered),
                 Ok(Lowering::Needs(questions)) => {
-                    let answer = |question| answer(question, request, images, &missing, sink);
+                    let answer = |question| answer(question, request, early, images, &missing, sink);
                     answers.extend(try_join_all(questions.into_iter().map(answer)).await?);
                 }
             }
@@ -251,7 +302,7 @@ impl Engine {
     pub(super) async fn lock(&self, request: BuildRequest) -> Result<BTreeMap<String, Digest>, BuildError> {
         let images = Arc::new(Images::new(Arc::clone(&self.parts.remote), policy(&request)));
         let quiet: Arc<dyn EventSink> = Arc::new(|_: Event| {});
-        self.lower(&request, &images, &quiet).await?;
+        self.lower(&request, MainContext::Local, None, &images, &quiet).await?;
         Ok(images.resolved())
     }
 
@@ -335,7 +386,7 @@ pub(super) fn step_error(error: StepError) -> BuildError {
     BuildError::new(error.kind, *error.report)
 }
 
-fn frontend_request(request: &BuildRequest) -> frontend::Request<'_> {
+pub(super) fn frontend_request(request: &BuildRequest) -> frontend::Request<'_> {
     let mut input = frontend::Request::new(&request.dockerfile, Platform::host());
     input.file_name.clone_from(&request.dockerfile_name);
     input.target.clone_from(&request.target);
@@ -377,6 +428,18 @@ fn context_text(source: &ContextSource) -> String {
     }
 }
 
+impl Engine {
+    /// See [`contexts`]; a build without context has an empty one.
+    fn contexts(&self, request: &BuildRequest) -> BTreeMap<String, PathBuf> {
+        let mut contexts = contexts(request);
+        let empty = self.parts.store.layer_dirs(&build_engine_store::Snapshot::scratch());
+        if let Some(empty) = empty.ok().and_then(|dirs| dirs.into_iter().next()) {
+            contexts.entry("context".into()).or_insert(empty);
+        }
+        contexts
+    }
+}
+
 /// The directories of local sources: the main context, the Dockerfile's own, and named ones.
 fn contexts(request: &BuildRequest) -> BTreeMap<String, PathBuf> {
     let mut contexts = BTreeMap::new();
@@ -410,18 +473,30 @@ fn local_name(name: &str) -> String {
 fn limits(request: &BuildRequest) -> sandbox::Limits {
     let resources = &request.resources;
     let positive = |value: i64| u64::try_from(value).ok().filter(|value| *value > 0);
-    // 100 ms is the period that the kernel and Docker take where none is given.
-    let period = if resources.cpu_period == 0 { 100_000 } else { resources.cpu_period };
+    let memory = positive(resources.memory_bytes);
     sandbox::Limits {
-        memory_bytes: positive(resources.memory_bytes),
-        cpu_millis: positive(resources.cpu_quota).map(|quota| (quota * 1000 / period).max(1)),
-        ..sandbox::Limits::default()
+        pids: None,
+        memory_bytes: memory,
+        swap: match (memory, resources.memory_swap_bytes) {
+            (_, 0) => sandbox::Swap::None,
+            (Some(memory), both) => match u64::try_from(both) {
+                Ok(both) => sandbox::Swap::Bytes(both.saturating_sub(memory)),
+                Err(_) => sandbox::Swap::Unlimited,
+            },
+            (None, _) => sandbox::Swap::Unlimited,
+        },
+        cpu_shares: (resources.cpu_shares > 0).then_some(resources.cpu_shares),
+        cpu_period_micros: (resources.cpu_period > 0).then_some(resources.cpu_period),
+        cpu_quota_micros: positive(resources.cpu_quota),
+        cpuset_cpus: resources.cpuset_cpus.clone(),
+        cpuset_mems: resources.cpuset_mems.clone(),
     }
 }
 
-fn answer<'a>(
+pub(super) fn answer<'a>(
     question: Question,
     request: &'a BuildRequest,
+    early: Option<&'a Early<'_>>,
     images: &'a Arc<Images>,
     missing: &'a Mutex<Vec<Report>>,
     sink: &'a Arc<dyn EventSink>,
@@ -444,17 +519,24 @@ fn answer<'a>(
                     Err(error) => return Err(image_error(error, &source.identifier, request)),
                 }
             }
-            Question::File { context, path } => {
-                let root = contexts(request).get(context).cloned();
-                match root.map(|root| read_small(&root.join(path))) {
-                    None => Answer::File(None),
-                    Some(Ok(bytes)) => Answer::File(bytes),
-                    Some(Err(error)) => Answer::Failed(error.to_string()),
-                }
-            }
+            Question::Time { identifier, attrs } => match early {
+                None => Answer::Time(None),
+                Some(early) => Answer::Time(early.time(&context::source_of(identifier, attrs)).await?),
+            },
+            Question::File { context, path } => local_file(request, context, path),
         };
         Ok((question, answer))
     })
+}
+
+/// A small file of a local source.
+pub(super) fn local_file(request: &BuildRequest, context: &str, path: &str) -> Answer {
+    let root = contexts(request).get(context).cloned();
+    match root.map(|root| read_small(&root.join(path))) {
+        None => Answer::File(None),
+        Some(Ok(bytes)) => Answer::File(bytes),
+        Some(Err(error)) => Answer::Failed(error.to_string()),
+    }
 }
 
 /// The error of a Dockerfile with nothing wrong but images that are not there; each says how to get it.
@@ -492,7 +574,7 @@ fn image_error(error: StepError, identifier: &str, request: &BuildRequest) -> Bu
 
 fn read_small(path: &Path) -> std::io::Result<Option<Vec<u8>>> {
     use std::io::Read;
-    let file = match std::fs::File::open(path) {
+    let file = match crate::context::open_regular(path) {
         Ok(file) => file,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error),
@@ -505,7 +587,7 @@ fn read_small(path: &Path) -> std::io::Result<Option<Vec<u8>>> {
     Ok(Some(bytes))
 }
 
-fn diagnostics_error(diagnostics: &[Diagnostic], request: &BuildRequest) -> BuildError {
+pub(super) fn diagnostics_error(diagnostics: &[Diagnostic], request: &BuildRequest) -> BuildError {
     let errors = diagnostics.iter().filter(|diagnostic| diagnostic.level == Level::Error);
     let mut reports: Vec<Report> = errors
         .map(|diagnostic| Report::from_diagnostic(diagnostic, &request.dockerfile_name, &request.dockerfile))
@@ -528,11 +610,16 @@ fn note_warning(note: &str) -> Warning {
     }
 }
 
-fn diagnostic_warning(diagnostic: &Diagnostic, request: &BuildRequest) -> Warning {
-    let line = build_engine_dockerfile::LineIndex::new(&request.dockerfile).line(diagnostic.span.start);
+/// A warning about the text, which belongs to the vertex that stands for reading it.
+fn diagnostic_warning(diagnostic: &Diagnostic, vertex: Digest, request: &BuildRequest) -> Warning {
+    let lines = build_engine_dockerfile::LineIndex::new(&request.dockerfile);
+    let is_placed = diagnostic.span != build_engine_dockerfile::Span::default();
     Warning {
+        vertex: Some(vertex),
         rule: diagnostic.rule.to_string(),
-        place: Some((request.dockerfile_name.clone(), line)),
+        detail: diagnostic.detail.clone().unwrap_or_default(),
+        url: diagnostic.url.clone().unwrap_or_default(),
+        place: is_placed.then(|| (request.dockerfile_name.clone(), lines.line(diagnostic.span.start))),
         ..note_warning(&diagnostic.message)
     }
 }
@@ -553,27 +640,8 @@ fn refuse_unsupported_vertices(lowered: &Lowered) -> Result<(), BuildError> {
     if reports.is_empty() { Ok(()) } else { Err(BuildError { kind: ExitKind::Input, reports }) }
 }
 
-/// Refuses the host's network to a Dockerfile whose user did not grant it: a step would see what listens on loopback.
-fn refuse_host_network(lowered: &Lowered, request: &BuildRequest) -> Result<(), BuildError> {
-    let mut reports = Vec::new();
-    walk(lowered.results.iter().filter_map(|result| result.root.as_ref()), |vertex| {
-        if let Op::Exec(exec) = vertex.op()
-            && exec.network == build_engine_graph::Network::Host
-            && request.network != NetworkMode::Host
-        {
-            let report = Report::new("denied", "`RUN --network=host` was not granted by whoever started the build")
-                .at(vertex.metadata().spans.first().map(Place::from))
-                .hint("grant it with `build --network=host`");
-            if !reports.contains(&report) {
-                reports.push(report);
-            }
-        }
-    });
-    if reports.is_empty() { Ok(()) } else { Err(BuildError { kind: ExitKind::Denied, reports }) }
-}
-
 /// How names are resolved in a build.
-fn policy(request: &BuildRequest) -> Policy {
+pub(super) fn policy(request: &BuildRequest) -> Policy {
     Policy { pull: request.pull, lock: request.lock.clone(), locked: request.locked }
 }
 
@@ -600,89 +668,24 @@ fn runs_in_default_network(lowered: &Lowered) -> bool {
     found
 }
 
-fn refusals(vertex: &Vertex) -> Vec<String> {
+pub(super) fn refusals(vertex: &Vertex) -> Vec<String> {
     let mut found = Vec::new();
     match vertex.op() {
         Op::Source(source) => {
             let scheme = source.identifier.split_once("://").map_or("", |(scheme, _)| scheme);
             match scheme {
                 "local" | "docker-image" | "oci-layout" => {}
-                "http" | "https" => found.push(format!("fetching `{}` is not supported yet", source.identifier)),
-                "git" => found.push("git repositories as sources are not supported yet".into()),
+                "http" | "https" | "git" => {}
                 other => found.push(format!("sources of kind `{other}` are not supported")),
             }
         }
         Op::Exec(exec) => {
-            if exec.mounts.iter().any(|mount| mount.dest == "/" && reads_local_files(vertex, mount.input)) {
-                found.push(FROM_LOCAL.into());
-            }
-            for mount in exec.mounts.iter().filter(|mount| mount.dest != "/") {
-                match &mount.kind {
-                    MountKind::Tmpfs { .. } => {}
-                    // Of the build context; what other stages and heredocs made is in the store.
-                    MountKind::Bind if reads_local_files(vertex, mount.input) => {
-                        found.push("`RUN --mount=type=bind` of the build context is not supported yet".into());
-                    }
-                    MountKind::Bind => {}
-                    MountKind::Cache { .. } => found.push("`RUN --mount=type=cache` is not supported yet".into()),
-                    MountKind::Secret(_) => found.push("`RUN --mount=type=secret` is not supported yet".into()),
-                    MountKind::Ssh(_) => found.push("`RUN --mount=type=ssh` is not supported yet".into()),
-                }
-            }
-            if !exec.secret_env.is_empty() {
-                found.push("`RUN --mount=type=secret,env=…` is not supported yet".into());
-            }
-            if !exec.devices.is_empty() {
-                found.push("`RUN --device` is not supported yet".into());
-            }
-            match exec.security {
-                Security::Sandbox => {}
-                Security::Insecure => found.push("`RUN --security=insecure` is not supported yet".into()),
-            }
-            if let Some(platform) = vertex.platform()
-                && !can_run(platform)
-            {
-                found.push(format!(
-                    "running programs for {platform} needs an emulator, which this version does not set up"
-                ));
-            }
+            found.extend(exec.devices.iter().filter(|device| !device.optional).map(entitled::no_device));
         }
         Op::Build(_) => found.push("a build inside the build is not supported".into()),
-        Op::File(file) => {
-            if file.actions.iter().any(|action| reads_local_files(vertex, action.input)) {
-                found.push(FROM_LOCAL.into());
-            }
-        }
-        Op::Merge(_) | Op::Diff(_) => {}
+        Op::File(_) | Op::Merge(_) | Op::Diff(_) => {}
     }
     found
-}
-
-/// What has no layer cannot be built upon.
-const FROM_LOCAL: &str = "a stage that starts from a local directory is not supported yet; `COPY --from` it instead";
-
-/// Whether an input of `vertex` is a local directory, read in place.
-fn reads_local_files(vertex: &Vertex, input: Option<usize>) -> bool {
-    input
-        .and_then(|input| vertex.inputs().get(input))
-        .is_some_and(|edge| matches!(edge.vertex.op(), Op::Source(source) if source.identifier.starts_with("local://")))
-}
-
-/// Whether this host runs programs for `platform`: by itself, or through an emulator that is registered.
-fn can_run(platform: &Platform) -> bool {
-    let host = Platform::host();
-    if platform.os != host.os {
-        return false;
-    }
-    let native =
-        platform.architecture == host.architecture || (platform.architecture == "386" && host.architecture == "amd64");
-    let emulator = match platform.architecture.as_str() {
-        "arm64" => "qemu-aarch64",
-        "amd64" => "qemu-x86_64",
-        "386" => "qemu-i386",
-        other => &format!("qemu-{other}"),
-    };
-    native || sandbox::host::probe().emulators.iter().any(|registered| registered == emulator)
 }
 
 /// A failed vertex, with its place in the Dockerfile.
@@ -700,6 +703,62 @@ fn failed(failure: &Failure, lowered: &Lowered) -> BuildError {
         report.place = place_of(wanted, lowered);
     }
     BuildError::new(kind, report)
+}
+
+/// A vertex that failed before the Dockerfile was known.
+pub(super) fn failed_alone(failure: &Failure) -> BuildError {
+    let nothing = Lowered {
+        results: Vec::new(),
+        warnings: Vec::new(),
+        source: Arc::new(SourceFile { name: String::new(), text: String::new() }),
+        local_contexts: BTreeSet::new(),
+    };
+    failed(failure, &nothing)
+}
+
+/// A failed vertex, with what can be found out about it: where a missing source is, what a failed command left.
+async fn explained(
+    failure: &Failure,
+    lowered: &Lowered,
+    ops: &Arc<BuildOps>,
+    kept: Kept<'_>,
+    sink: &Arc<dyn EventSink>,
+) -> BuildError {
+    let mut error = failed(failure, lowered);
+    let detail = failure.error().downcast_ref::<StepError>().and_then(|error| error.detail.as_deref());
+    let roots: Vec<_> = lowered.results.iter().filter_map(|result| result.root.clone()).collect();
+    let mut vertex = None;
+    walk(&roots, |one| {
+        if Some(one.digest()) == failure.vertex() {
+            vertex = Some(Arc::clone(one));
+        }
+    });
+    let (Some(detail), Some(vertex), Some(report)) = (detail, vertex, error.reports.first_mut()) else { return error };
+    match detail {
+        Detail::Missing(missing) => {
+            let (missing, first) = (missing.clone(), report.clone());
+            let (ops, request) = (Arc::clone(ops), kept.request.clone());
+            let explain = move || {
+                let trees = ops.trees.lock().unwrap_or_else(PoisonError::into_inner);
+                let known = Known { store: &ops.parts.store, request: &request, trees: &trees };
+                Ok(missing::explain(first, &missing, &vertex, &roots, &known))
+            };
+            if let Ok(better) = blocking(explain).await {
+                *report = better;
+            }
+        }
+        Detail::Left(tree) => match kept.name(&vertex, tree.clone(), sink).await {
+            Ok(name) => {
+                let name = name.familiar();
+                report.hint = Some(format!(
+                    "what the step left is the image `{name}`: look at it with `build-engine run {name} COMMAND`, and drop it \
+                     with `build-engine images rm {name}`"
+                ));
+            }
+            Err(other) => error.reports.extend(other.reports),
+        },
+    }
+    error
 }
 
 fn place_of(wanted: &Digest, lowered: &Lowered) -> Option<Place> {
@@ -738,24 +797,10 @@ mod tests {
         assert_eq!(refused(&[("BUILDKIT_MULTI_PLATFORM", "true"), ("BUILDKIT_SANDBOX_HOSTNAME", "x")]), 0);
     }
 
-    /// F1-008, until the checks exist.
+    /// F1-044: a name for a list of builds that does not exist yet.
     #[test]
-    fn a_wish_that_checks_fail_the_build_is_answered() {
-        for (dockerfile, args, expected) in [
-            ("# check=error=true\nFROM scratch", &[][..], true),
-            ("# check=skip=all; error=true\nFROM scratch", &[], true),
-            ("# check=skip=all\nFROM scratch", &[], false),
-            ("FROM scratch\n# check=error=true", &[], false),
-            ("FROM scratch", &[("BUILDKIT_DOCKERFILE_CHECK", "error=true")], true),
-        ] {
-            assert_eq!(check_note(&request(dockerfile, args)).is_some(), expected, "{dockerfile:?}");
-        }
-    }
-
-    #[test]
-    fn one_platform_runs_by_itself_and_another_needs_its_emulator() {
-        assert!(can_run(&Platform::host()));
-        assert!(!can_run(&Platform::new("windows", "amd64")));
-        assert!(!can_run(&Platform::new("linux", "no-such-machine")));
+    fn f1_044_a_name_for_the_build_is_answered() {
+        assert!(name_note(&request("", &[("BUILDKIT_BUILD_NAME", "x")])).is_some());
+        assert!(name_note(&request("", &[("BUILDKIT_BUILD_NAME", "")])).is_none());
     }
 }

@@ -31,6 +31,11 @@ impl Work {
         Self { sink: Arc::clone(sink), digest, finished: false }
     }
 
+    /// The vertex that it is shown as.
+    pub(super) fn vertex(&self) -> Digest {
+        self.digest.clone()
+    }
+
     /// Shows one part of it, begun or finished.
     pub(super) fn part(&self, id: impl Into<String>, done: bool) {
         let id = id.into();

@@ -95,6 +95,7 @@ impl Export<'_> {
             names: Vec::new(),
             layers: 0,
             size_bytes: 0,
+            isolation: crate::IsolationReport::default(),
         };
         for output in outputs {
             let work = Work::start(sink, describe(output));

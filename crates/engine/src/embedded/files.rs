@@ -12,20 +12,21 @@ use build_engine_oci::{Digest, Hasher};
 use build_engine_rootfs::{Ids, Time, Tree, users};
 use build_engine_solver::ContentSelector;
 use build_engine_store::content_hash::{ContentHash, HashError, Question};
-use build_engine_store::copy::{self, CopyError, CopySpec, View, Visibility};
+use build_engine_store::copy::{self, CopyError, CopySpec, View};
 use build_engine_store::{ActiveLayer, CommitInfo, MountedTree, Snapshot, Store};
 
 use super::bundle::io_error;
-use super::ops::{Output, StepError, internal, snapshot_of};
+use super::missing::Missing;
+use super::ops::{Detail, Output, StepError, internal, snapshot_of};
 use super::sources::LocalContext;
+use crate::context::visibility;
 use crate::{ExitKind, Report};
 
 /// Hashes what a vertex selects of `output`.
 pub(super) fn content_digest(store: &Store, output: &Output, selector: &ContentSelector) -> Result<Digest, StepError> {
     let readable = Readable::open(store, output)?;
     readable.with_view(|view| {
-        let failed = |error: HashError| hash_error(error, output);
-        let mut hash = ContentHash::new(view, None).map_err(failed)?;
+        let mut hash = ContentHash::new(view, None).map_err(|error| hash_error(error, "/", output))?;
         let mut digests = Vec::with_capacity(selector.paths.len().max(1));
         for path in &selector.paths {
             digests.push(
@@ -37,11 +38,12 @@ pub(super) fn content_digest(store: &Store, output: &Output, selector: &ContentS
                     exclude_patterns: path.exclude.clone(),
                     required_paths: path.required.clone(),
                 })
-                .map_err(failed)?,
+                .map_err(|error| hash_error(error, &path.path, output))?,
             );
         }
         if selector.paths.is_empty() {
-            digests.push(hash.digest(&Question { path: "/".into(), ..Question::default() }).map_err(failed)?);
+            let all = hash.digest(&Question { path: "/".into(), ..Question::default() });
+            digests.push(all.map_err(|error| hash_error(error, "/", output))?);
         }
         match &digests[..] {
             [digest] => Ok(digest.clone()),
@@ -84,23 +86,16 @@ impl<'a> Readable<'a> {
             Self::Mounted(mounted) => use_it(View::new(mounted.tree())),
             Self::Context(tree, context) if context.ignore.is_empty() => use_it(View::context(tree)),
             Self::Context(tree, context) => {
-                let filter = |path: &Path, is_dir: bool| visibility(context, path, is_dir);
+                let filter = |path: &Path, is_dir: bool| visibility(&context.ignore, path, is_dir);
                 use_it(View::context(tree).with_filter(&filter))
             }
         }
     }
 }
 
-fn visibility(context: &LocalContext, path: &Path, is_dir: bool) -> Visibility {
-    let path = path.to_string_lossy();
-    let verdict = context.ignore.verdict(&path);
-    if !verdict.ignored {
-        Visibility::Visible
-    } else if is_dir && !context.ignore.can_prune(&path, &verdict) {
-        Visibility::Through
-    } else {
-        Visibility::Hidden
-    }
+/// Reads an output as copies do.
+pub(super) fn with_view<T>(store: &Store, output: &Output, use_it: impl FnOnce(View<'_>) -> T) -> Result<T, StepError> {
+    Ok(Readable::open(store, output)?.with_view(use_it))
 }
 
 /// Does all actions of a file operation and returns its outputs.
@@ -215,7 +210,7 @@ fn act(
             let spec = copy_spec(spec, owner(&spec.owner)?)?;
             return readable
                 .with_view(|view| copy::copy(view, tree, &spec))
-                .map_err(|error| copy_error(error, Some(source)));
+                .map_err(|error| copy_error(error, &spec.src, Some(source)));
         }
         FileActionKind::Mkfile { path, mode, data, owner: who, timestamp } => {
             copy::mkfile(tree, path, *mode, data, owner(who)?, time(timestamp))
@@ -230,7 +225,7 @@ fn act(
             copy::rm(tree, path, *allow_not_found, *allow_wildcard)
         }
     };
-    result.map_err(|error| copy_error(error, None))
+    result.map_err(|error| copy_error(error, "", None))
 }
 
 fn copy_spec(copy: &FileCopy, owner: Option<(u32, u32)>) -> Result<CopySpec, StepError> {
@@ -281,8 +276,11 @@ fn ids(store: &Store, owner: &Owner, inputs: &[Output], warn: &dyn Fn(String)) -
         }
         store.mount(&snapshot, None).map_err(|error| StepError::store("cannot read a snapshot", &error))
     };
-    let failed =
-        |error: users::UserError| StepError::new(ExitKind::Input, Report::new("unknown-user", error.to_string()));
+    let failed = |error: users::UserError| {
+        let (kind, rule) =
+            if error.is_limit() { (ExitKind::Limit, "limit") } else { (ExitKind::Input, "unknown-user") };
+        StepError::new(kind, Report::new(rule, error.to_string()))
+    };
     let (uid, mut gid) = match &owner.user {
         None => (0, 0),
         // As BuildKit: the group of a number is the same number.
@@ -315,9 +313,9 @@ fn ids(store: &Store, owner: &Owner, inputs: &[Output], warn: &dyn Fn(String)) -
     Ok((uid, gid))
 }
 
-fn copy_error(error: CopyError, source: Option<&Output>) -> StepError {
+pub(super) fn copy_error(error: CopyError, asked: &str, source: Option<&Output>) -> StepError {
     let error = match error {
-        CopyError::NotFound { path } => return not_found(&path, source),
+        CopyError::NotFound { path } => return not_found(&path, asked, source),
         error => error,
     };
     let mut next = std::error::Error::source(&error);
@@ -330,9 +328,9 @@ fn copy_error(error: CopyError, source: Option<&Output>) -> StepError {
     StepError::new(ExitKind::Input, Report::new("copy-failed", "cannot copy").caused_by(&error))
 }
 
-fn hash_error(error: HashError, output: &Output) -> StepError {
+fn hash_error(error: HashError, asked: &str, output: &Output) -> StepError {
     match error {
-        HashError::NotFound { path } => not_found(&path, Some(output)),
+        HashError::NotFound { path } => not_found(&path, asked, Some(output)),
         error => StepError::new(
             ExitKind::Input,
             Report::new("content", "cannot read what is to be copied").caused_by(&error),
@@ -348,29 +346,32 @@ fn is_io(error: &io::Error) -> bool {
     ) || error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error())
 }
 
-/// A source that is missing: says where it was looked for, and whether an ignore file hides it.
-fn not_found(path: &Path, source: Option<&Output>) -> StepError {
+/// A source that is missing. What else there is to say needs the Dockerfile: see [`super::missing`].
+fn not_found(path: &Path, asked: &str, source: Option<&Output>) -> StepError {
     let shown = Path::new("/").join(path);
     let shown = shown.display();
     let report = match source {
         Some(Output::Context(context)) => {
-            let relative = path.strip_prefix("/").unwrap_or(path);
             let report = Report::new("not-found", format!("`{shown}` is not in the build context"));
-            if std::fs::symlink_metadata(context.path.join(relative)).is_ok() {
-                let verdict = context.ignore.verdict(&relative.to_string_lossy());
-                match verdict.decided_by.and_then(|rule| context.ignore.rules().get(rule)) {
-                    Some(rule) => report.hint(format!("the pattern `{}` of the ignore file excludes it", rule.text)),
-                    None => report.hint("the ignore file excludes it"),
-                }
-            } else {
-                report.hint(format!("the context is `{}`", context.path.display()))
+            match context.path.parent().and_then(Path::file_name) {
+                // The store's own empty directory.
+                Some(name) if name == "empty" => report.hint("the build has no context: only its Dockerfile was given"),
+                _ => report.hint(format!("the context is `{}`", context.path.display())),
             }
         }
         Some(Output::Snapshot(_) | Output::Lazy(_)) | None => {
             Report::new("not-found", format!("`{shown}` does not exist in the source"))
         }
     };
-    StepError::new(ExitKind::Input, report)
+    let error = StepError::new(ExitKind::Input, report);
+    match source {
+        Some(source) => error.with(Detail::Missing(Missing {
+            path: path.to_owned(),
+            asked: asked.to_owned(),
+            source: source.clone(),
+        })),
+        None => error,
+    }
 }
 
 /// Writes the files of a snapshot to a directory of the user's. They belong to whoever asked.

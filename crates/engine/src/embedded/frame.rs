@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
+use super::git_commands;
 use crate::{BuildError, BuildRequest, ImagePlace, RunRequest, StoreOptions, TransferRequest};
 
 /// Longest frame that is read. A Dockerfile may have 16 MiB; everything else is small.
@@ -82,6 +83,16 @@ pub(super) enum Question {
     },
     /// What the names in a Dockerfile stand for.
     Lock {
+        /// The build that would be done.
+        request: Box<BuildRequest>,
+    },
+    /// Runs the build checks.
+    Check {
+        /// The build that would be done.
+        request: Box<BuildRequest>,
+    },
+    /// What can be set in a build.
+    Outline {
         /// The build that would be done.
         request: Box<BuildRequest>,
     },
@@ -155,10 +166,34 @@ pub(super) enum Wanted {
         /// The repository there.
         repository: String,
     },
+    /// Whether there is an SSH agent of this id; answered by yes or no.
+    Agent {
+        /// Its id.
+        id: String,
+    },
+    /// The answer of an SSH agent, to a message that [`crate::ssh`] allows; answered by bytes.
+    Ssh {
+        /// The agent.
+        id: String,
+        /// The message, without its length.
+        message: Vec<u8>,
+    },
     /// The value of a secret; answered by optional bytes, `None` where the session has no such secret.
     Secret {
         /// Its id.
         id: String,
+    },
+    /// What a reference of a repository stands for; answered by a `Resolved`.
+    GitResolve {
+        /// The repository.
+        remote: git_commands::Remote,
+        /// The reference; empty for the default branch.
+        reference: String,
+    },
+    /// A commit as files; answered by a `CheckedOut`.
+    GitCheckout {
+        /// Which, and where to.
+        checkout: git_commands::Checkout,
     },
 }
 

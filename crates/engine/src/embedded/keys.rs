@@ -68,6 +68,11 @@ fn exec_map(exec: &ExecOp, inputs: usize, platform: Option<&Platform>) -> CacheM
     CacheMap { parts, inputs: (0..inputs).map(|input| mount_input(exec, input)).collect(), unique: false }
 }
 
+/// Whether a run is given secrets.
+pub(super) fn has_secrets(exec: &ExecOp) -> bool {
+    !exec.secret_env.is_empty() || exec.mounts.iter().any(|mount| matches!(mount.kind, MountKind::Secret(_)))
+}
+
 fn is_plain_root(mount: &Mount) -> bool {
     mount.dest == "/" && mount.selector.is_empty() && !mount.readonly && matches!(mount.kind, MountKind::Bind)
 }
@@ -110,7 +115,11 @@ fn mount_input(exec: &ExecOp, input: usize) -> InputKey {
     let paths: BTreeSet<String> = mounts.iter().map(|mount| clean(&mount.selector)).collect();
     let selector = (paths.iter().any(|path| path != "/")).then(|| join(&paths));
     let content = by_content.then(|| ContentSelector {
-        paths: paths.into_iter().map(|path| SelectedPath { path, ..SelectedPath::default() }).collect(),
+        // What a mount shows is what its source leads to.
+        paths: paths
+            .into_iter()
+            .map(|path| SelectedPath { path, follow_links: true, ..SelectedPath::default() })
+            .collect(),
     });
     InputKey { selector, content }
 }

@@ -4,21 +4,35 @@
 //! number of builds (`worker.rs`). This side only speaks frames, so that the embedded engine looks like every other
 //! backend: a remote solve with events.
 
+mod agent;
 mod answers;
 mod build;
 mod bundle;
+mod checks;
+mod context;
+mod entitled;
 mod events;
 mod export;
 mod face;
 mod files;
 mod frame;
+mod git;
+mod git_commands;
+mod http;
+mod kept;
 mod keys;
+mod leak;
 mod load;
+mod materialize;
+mod missing;
+mod mounts;
 mod ops;
+mod platforms;
 mod push;
 mod records;
 mod remote;
 mod run;
+mod secrets;
 mod sources;
 mod syntax;
 mod transfer;
@@ -28,7 +42,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, ExitStatus};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -40,6 +54,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::checks::{CheckResult, Outline};
 use crate::{
     Backend, BuildError, BuildRequest, ExitKind, ImageDetails, ImagePlace, ImageSummary, Outcome, Report, RunRequest,
     Session, StoreOptions, TransferRequest, Transferred, Unsupported, UserNamespace,
@@ -47,6 +62,7 @@ use crate::{
 use frame::{Answer, Call, Question};
 
 pub use build_engine_sandbox::HELPER_ARG as STEP_ARG;
+pub use checks::{check_offline, outline_offline};
 pub use worker::{step_main, worker_main};
 
 /// First argument of a worker process; a binary that embeds the engine calls [`worker_main`] when it sees it.
@@ -81,6 +97,16 @@ struct Pending {
     events: Option<Arc<dyn EventSink>>,
     session: Arc<Session>,
     reply: oneshot::Sender<Result<Value, BuildError>>,
+    /// Set when nobody waits any more: programs that run for the call end then.
+    ended: Ended,
+}
+
+struct Ended(Arc<AtomicBool>);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -106,7 +132,11 @@ impl Embedded {
         let (near, far) = UnixStream::pair().map_err(|error| failed(&error))?;
         let far = OwnedFd::from(far);
         fcntl_setfd(&far, FdFlags::empty()).map_err(|error| failed(&error.into()))?;
+        // The worker reads no variable; what may be secret in them stays here. Programs are still found as here.
+        let path = std::env::join_paths(&auth.path).ok().filter(|path| !path.is_empty());
         let child = Command::new("/proc/self/exe")
+            .env_clear()
+            .envs(path.map(|path| ("PATH", path)))
             .arg(WORKER_ARG)
             .arg(far.as_raw_fd().to_string())
             .args((options.user_namespace == UserNamespace::Host).then_some(worker::HOST_USERNS))
@@ -165,6 +195,22 @@ impl Embedded {
     /// As [`Backend::build`].
     pub async fn lock(&self, request: BuildRequest) -> Result<BTreeMap<String, Digest>, BuildError> {
         self.ask(Question::Lock { request: Box::new(request) }).await
+    }
+
+    /// Runs the build checks on a request's Dockerfile: all stages, unless it names a target. No step is executed.
+    ///
+    /// # Errors
+    /// [`BuildError`] where a base cannot be asked for; what is wrong with the Dockerfile is part of the result.
+    pub async fn check(&self, request: BuildRequest) -> Result<CheckResult, BuildError> {
+        self.ask(Question::Check { request: Box::new(request) }).await
+    }
+
+    /// Says what can be set in a build of a request.
+    ///
+    /// # Errors
+    /// As [`Backend::build`].
+    pub async fn outline(&self, request: BuildRequest) -> Result<Outline, BuildError> {
+        self.ask(Question::Outline { request: Box::new(request) }).await
     }
 
     /// Lists the names in the image store, sorted.
@@ -249,7 +295,7 @@ impl Embedded {
     ) -> Result<T, BuildError> {
         let id = self.shared.next_id.fetch_add(1, Ordering::Relaxed);
         let (reply, answer) = oneshot::channel();
-        lock(&self.shared.pending).insert(id, Pending { events, session, reply });
+        lock(&self.shared.pending).insert(id, Pending { events, session, reply, ended: Ended(Arc::default()) });
         let calls = self.calls().inspect_err(|_| {
             lock(&self.shared.pending).remove(&id);
         })?;
@@ -345,15 +391,24 @@ fn connect(
                 Answer::Done { id, result } => reply(&pending, id, Ok(result)),
                 Answer::Failed { id, error } => reply(&pending, id, Err(error)),
                 Answer::Ask { ask, call, wanted } => {
-                    let session = call.and_then(|id| lock(&pending).get(&id).map(|call| Arc::clone(&call.session)));
+                    let of = |call: &Pending| (Arc::clone(&call.session), Arc::clone(&call.ended.0));
+                    let (session, ended) = call.and_then(|id| lock(&pending).get(&id).map(of)).unwrap_or_default();
                     let (auth, replies) = (auth.clone(), replies.clone());
-                    tokio::task::spawn_blocking(move || {
-                        let result = answers::answer(wanted, &session.unwrap_or_default(), &auth);
+                    // The runtime's end waits for blocking tasks, so that what they started is cleaned up. An agent starts
+                    // nothing, and may wait for its user: its thread is not waited for.
+                    let asks_agent = matches!(wanted, frame::Wanted::Ssh { .. });
+                    let work = move || {
+                        let result = answers::answer(wanted, &session, &auth, &ended);
                         if let Some(replies) = replies.upgrade() {
                             // A closed channel means that the worker is gone.
                             let _ = replies.send(Call::Told { ask, result });
                         }
-                    });
+                    };
+                    if asks_agent {
+                        drop(std::thread::spawn(work));
+                    } else {
+                        drop(tokio::task::spawn_blocking(work));
+                    }
                 }
             }
         }
@@ -415,6 +470,9 @@ impl Backend for Embedded {
 
     async fn build(&self, request: BuildRequest, events: Arc<dyn EventSink>) -> Result<Outcome, BuildError> {
         let session = Arc::new(request.session.clone());
+        if !session.is_empty() {
+            crate::session::keep_memory_private();
+        }
         self.call_with(Some(events), session, |id| Call::Build { id, request: Box::new(request) }).await
     }
 }

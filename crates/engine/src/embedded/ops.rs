@@ -12,6 +12,7 @@ use std::sync::Arc;
 use build_engine_graph::{Event, EventSink, ExecOp, LogStream, MountKind, Op, SourceOp, Vertex, Warning};
 use build_engine_oci::Digest;
 use build_engine_sandbox as sandbox;
+use build_engine_sandbox::emulation::Execution;
 use build_engine_solver::{CacheMap, ContentSelector, Failure, KeyPart, Ops};
 use build_engine_store::{ActiveLayer, CommitInfo, Snapshot, Store};
 use futures::future::{BoxFuture, try_join_all};
@@ -19,9 +20,14 @@ use rustix::fs::{Mode, OFlags};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::face::Caller;
+use super::git::{self, Git};
+use super::http::{self, Http};
+use super::missing::Missing;
 use super::remote::Remote;
+use super::secrets::{Given, Secrets};
 use super::sources::{Images, LocalContext, PinnedImage};
-use super::{events as clock, files, keys};
+use super::{agent, events as clock, files, keys, leak, materialize, mounts, platforms};
+use crate::mask::{Mask, Patterns};
 use crate::{ExitKind, Report};
 
 /// How many steps may run at once, whatever they do. Sleeping steps cost nothing, so this only bounds memory.
@@ -62,11 +68,26 @@ const IMAGE_PART: &str = "image:";
 pub(super) struct StepError {
     pub(super) kind: ExitKind,
     pub(super) report: Box<Report>,
+    pub(super) detail: Option<Box<Detail>>,
+}
+
+/// What a failure knows besides what it tells.
+#[derive(Debug)]
+pub(super) enum Detail {
+    /// A path that is not there.
+    Missing(Missing),
+    /// What a failed command left behind (`--rm=false`).
+    Left(Snapshot),
 }
 
 impl StepError {
     pub(super) fn new(kind: ExitKind, report: Report) -> Self {
-        Self { kind, report: Box::new(report) }
+        Self { kind, report: Box::new(report), detail: None }
+    }
+
+    #[must_use]
+    pub(super) fn with(self, detail: Detail) -> Self {
+        Self { detail: Some(Box::new(detail)), ..self }
     }
 
     /// Something of ours that the disk or the kernel refused.
@@ -108,15 +129,29 @@ pub(super) struct BuildOps {
     pub(super) images: Arc<Images>,
     /// Whoever started the build.
     pub(super) caller: Caller,
+    pub(super) http: Arc<Http>,
+    pub(super) git: Arc<Git>,
+    /// What whoever started the build gives to its steps.
+    pub(super) secrets: Arc<Secrets>,
+    /// Whether a step may leave a secret in its layer.
+    pub(super) secrets_in_layers: bool,
     /// Directories of the local sources, by name.
     pub(super) contexts: BTreeMap<String, PathBuf>,
     pub(super) limits: sandbox::Limits,
+    /// Whether a step that would be less isolated than asked for is an error.
+    pub(super) strict: bool,
+    /// What steps had to do without.
+    pub(super) fallbacks: std::sync::Mutex<BTreeSet<String>>,
     pub(super) shm_size_bytes: u64,
     pub(super) lease: Arc<build_engine_store::Lease>,
     /// Sources whose files some vertex reads: they are fetched as soon as they are wanted. Others may never be.
     pub(super) read_sources: BTreeSet<Digest>,
     /// Whether a network should be made when the first vertex runs.
     pub(super) network_wanted: std::sync::atomic::AtomicBool,
+    /// Whether the tree of a failed command is kept (`--rm=false`).
+    pub(super) keep_failed: bool,
+    /// The trees that were made or found so far, by vertex: where else a missing file could be.
+    pub(super) trees: std::sync::Mutex<BTreeMap<Digest, Snapshot>>,
 }
 
 impl Ops for BuildOps {
@@ -126,13 +161,28 @@ impl Ops for BuildOps {
     fn cache_map(&self, vertex: &Arc<Vertex>) -> BoxFuture<'_, Result<CacheMap, Failure>> {
         let vertex = Arc::clone(vertex);
         Box::pin(async move {
-            let Op::Source(source) = vertex.op() else { return Ok(keys::cache_map(&vertex)) };
+            let Op::Source(source) = vertex.op() else {
+                let mut map = keys::cache_map(&vertex);
+                if self.secrets_in_layers && matches!(vertex.op(), Op::Exec(exec) if keys::has_secrets(exec)) {
+                    // What was permitted once must not come from the cache where it is not.
+                    map.parts.push(KeyPart::new("secrets in the layer", "allowed"));
+                }
+                return Ok(map);
+            };
             if source.identifier.starts_with("local://") {
                 return Ok(CacheMap {
                     parts: vec![KeyPart::new("context", &source.identifier)],
                     inputs: vec![],
                     unique: true,
                 });
+            }
+            if http::is_http(&source.identifier) {
+                let file = self.http.resolve(source).await.map_err(Failure::new)?;
+                return Ok(CacheMap { parts: file.key(), inputs: vec![], unique: false });
+            }
+            if git::is_git(&source.identifier) {
+                let parts = self.git.key(&self.caller, source).await.map_err(Failure::new)?;
+                return Ok(CacheMap { parts, inputs: vec![], unique: false });
             }
             let image = self.images.pinned(&source.identifier, vertex.platform()).map_err(Failure::new)?;
             let parts = vec![KeyPart::new("image", image.found.manifest_descriptor.digest.to_string())];
@@ -143,10 +193,13 @@ impl Ops for BuildOps {
     fn content_digest(
         &self,
         vertex: &Arc<Vertex>,
-        _input: usize,
+        input: usize,
         output: Output,
         selector: &ContentSelector,
     ) -> BoxFuture<'_, Result<Digest, Failure>> {
+        if let Some(edge) = vertex.inputs().get(input) {
+            self.remember(&edge.vertex, Some(&output));
+        }
         let (parts, selector, vertex) = (Arc::clone(&self.parts), selector.clone(), Arc::clone(vertex));
         Box::pin(async move {
             let quiet: Arc<dyn EventSink> = Arc::new(|_: Event| {});
@@ -169,15 +222,25 @@ impl Ops for BuildOps {
         let vertex = Arc::clone(vertex);
         Box::pin(async move {
             self.expect_exec(&vertex);
+            for (edge, input) in vertex.inputs().iter().zip(&inputs) {
+                self.remember(&edge.vertex, Some(input));
+            }
             let inputs = if matches!(vertex.op(), Op::Exec(_) | Op::File(_) | Op::Diff(_)) {
                 let with_files = inputs.into_iter().map(|input| self.with_files(input, vertex.digest(), &events));
                 try_join_all(with_files).await.map_err(Failure::new)?
             } else {
                 inputs
             };
+            let inputs = materialize::bases(&self.parts, &vertex, inputs).await.map_err(Failure::new)?;
             let result = match vertex.op() {
                 Op::Source(source) => match source.identifier.strip_prefix("local://") {
                     Some(name) => self.local(name, source).map(|context| vec![Output::Context(Arc::new(context))]),
+                    None if http::is_http(&source.identifier) => {
+                        self.http.tree(source).await.map(|tree| vec![Output::Snapshot(tree)])
+                    }
+                    None if git::is_git(&source.identifier) => {
+                        self.git.tree(&self.caller, source).await.map(|tree| vec![Output::Snapshot(tree)])
+                    }
                     None => self.image(&vertex, &source.identifier, &events).await.map(|output| vec![output]),
                 },
                 Op::Exec(exec) => self.exec(&vertex, exec, inputs, events).await,
@@ -201,6 +264,7 @@ impl Ops for BuildOps {
             for output in &outputs {
                 self.keep(output)?;
             }
+            self.remember(&vertex, outputs.first());
             Ok(outputs)
         })
     }
@@ -239,6 +303,13 @@ impl BuildOps {
         if !local && self.network_wanted.swap(false, std::sync::atomic::Ordering::Relaxed) {
             let parts = Arc::clone(&self.parts);
             drop(tokio::task::spawn_blocking(move || parts.launcher.warm_up()));
+        }
+    }
+
+    fn remember(&self, vertex: &Vertex, output: Option<&Output>) {
+        if let Some(Output::Snapshot(snapshot)) = output {
+            let mut trees = self.trees.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            trees.insert(vertex.digest().clone(), snapshot.clone());
         }
     }
 
@@ -327,38 +398,82 @@ impl BuildOps {
     ) -> Result<Vec<Output>, StepError> {
         let root = exec.mounts.iter().find(|mount| mount.dest == "/").ok_or_else(|| internal("a run has no root"))?;
         let base = snapshot_of(&inputs, root.input)?;
+        let prepared = Arc::new(mounts::prepare(&self.parts, vertex, exec, &inputs, &events).await?);
+        let in_use = Arc::clone(&prepared);
         let (parts, below, step) = (Arc::clone(&self.parts), base.clone(), Arc::clone(vertex));
-        let (active, fds, work, mounts) = spawn(move || {
+        let given = self.secrets.for_step(exec).await?;
+        self.warn_of_short_secrets(vertex, &*events);
+        let ((active, mut fds, work, mounts), given, proxies) = spawn(move || {
             let (active, mut fds, work) = begin(&parts.store, &below)?;
             let Op::Exec(exec) = step.op() else { return Err(internal("a run is no run")) };
-            let mounts = mounts(&parts.store, exec, &inputs, &mut fds.binds)?;
-            Ok((active, fds, work, mounts))
+            let mut proxies = Vec::new();
+            let mounts = mounts_of(&parts.store, &active, exec, &prepared, &given, &mut fds.binds, &mut proxies)?;
+            Ok(((active, fds, work, mounts), given, proxies))
         })
         .await?;
-        let spec = self.step_spec(exec, work, mounts);
+        // Until the step has ended.
+        let serving = self.serve_agents(proxies)?;
+        let mut spec = self.step_spec(exec, work, mounts);
+        spec.env.extend(given.env.iter().cloned());
+        self.emulate(vertex, &mut spec, &mut fds, &*events)?;
         let step = self.parts.launcher.spawn(&spec, &fds).map_err(|error| step_failure(&error))?;
         let mut tail = Tail::default();
-        let exit = watch(step, |stream, text| {
-            tail.push(&text);
-            events.emit(Event::Log { vertex: vertex.digest().clone(), stream, text, at: clock::now() });
+        let exit = watch(
+            step,
+            || self.secrets.patterns(),
+            |stream, text| {
+                tail.push(&text);
+                events.emit(Event::Log { vertex: vertex.digest().clone(), stream, text, at: clock::now() });
+            },
+        )
+        .await?;
+        drop((spec, serving));
+        spawn(move || {
+            // Cache mounts are free from here on, and what was written to others goes.
+            drop(in_use);
+            Ok(())
         })
         .await?;
         self.note(vertex, &exit.notes, &*events);
+        self.fallbacks.lock().unwrap_or_else(std::sync::PoisonError::into_inner).extend(exit.notes.iter().cloned());
         let code = exit.status.code();
         let valid: &[i32] = if exec.meta.valid_exit_codes.is_empty() { &[0] } else { &exec.meta.valid_exit_codes };
-        if !valid.contains(&code) {
-            return Err(exit_error(exec, &exit, tail));
-        }
+        let failed = (!valid.contains(&code)).then(|| exit_error(exec, &exit, tail));
+        let failed = match failed {
+            Some(error) if !self.keep_failed => return Err(error),
+            failed => failed,
+        };
         let (parts, info) = (Arc::clone(&self.parts), CommitInfo { description: vertex.name() });
-        let layer = spawn(move || {
-            parts
+        let allowed = self.secrets_in_layers;
+        let (layer, leaks) = spawn(move || {
+            let leaks = leak::find(&active, &given.secrets)?;
+            if !leaks.is_empty() && !allowed {
+                return Ok((None, leaks));
+            }
+            let layer = parts
                 .store
                 .commit(active, &info)
-                .map_err(|error| StepError::store("cannot keep what the step wrote", &error))
+                .map_err(|error| StepError::store("cannot keep what the step wrote", &error))?;
+            Ok((Some(layer), leaks))
         })
         .await?;
+        let Some(layer) = layer else {
+            // What the step left holds a secret, so that it is not kept.
+            return Err(failed.unwrap_or_else(|| leak::refusal(&leaks)));
+        };
+        let snapshot = base.with(layer);
+        if let Some(error) = failed {
+            let held = self.lease.hold(&snapshot);
+            held.map_err(|error| StepError::store("cannot hold what the step left", &error))?;
+            return Err(error.with(Detail::Left(snapshot)));
+        }
+        for (path, id) in &leaks {
+            let message =
+                format!("the secret `{id}` is in the image, in `{path}`, as `--allow secret.in-layer` permits");
+            self.note(vertex, &[message], &*events);
+        }
         // Outputs other than the root belong to mounts that were refused before the build began.
-        Ok(vec![Output::Snapshot(base.with(layer))])
+        Ok(vec![Output::Snapshot(snapshot)])
     }
 
     fn step_spec(&self, exec: &ExecOp, work: String, mounts: Vec<sandbox::Mount>) -> sandbox::StepSpec {
@@ -401,15 +516,38 @@ impl BuildOps {
                 .map(|limit| sandbox::Ulimit { name: limit.name.clone(), soft: limit.soft, hard: limit.hard })
                 .collect(),
             shm_size_bytes: (self.shm_size_bytes > 0).then_some(self.shm_size_bytes),
+            confinement: match exec.security {
+                build_engine_graph::Security::Sandbox => defaults.confinement.clone(),
+                build_engine_graph::Security::Insecure => sandbox::Confinement::insecure(),
+            },
             limits: self.limits.clone(),
+            strict: self.strict,
             cgroup_parent: meta.cgroup_parent.clone(),
             remove_stub_parents: meta.remove_mount_stubs_recursive,
             ..defaults
         }
     }
 
+    /// Gives a step the emulator that its platform needs.
+    fn emulate(
+        &self,
+        vertex: &Vertex,
+        spec: &mut sandbox::StepSpec,
+        fds: &mut sandbox::StepFds,
+        events: &dyn EventSink,
+    ) -> Result<(), StepError> {
+        let Some(platform) = vertex.platform() else { return Ok(()) };
+        let execution = platforms::execution(self.parts.launcher.emulators(), platform)?;
+        self.note(vertex, platforms::note(platform, &execution).as_slice(), events);
+        if let Execution::Own(emulator) = execution {
+            spec.emulated = Some(platform.architecture.clone());
+            fds.emulator = Some(emulator.file);
+        }
+        Ok(())
+    }
+
     /// Passes on what a step did not get as asked for, once per worker.
-    fn note(&self, vertex: &Vertex, notes: &[String], events: &dyn EventSink) {
+    pub(super) fn note(&self, vertex: &Vertex, notes: &[String], events: &dyn EventSink) {
         for note in notes {
             let new = self.parts.noted.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(note.clone());
             if new {
@@ -433,7 +571,7 @@ fn blocking<T: Send + 'static>(
     Box::pin(async move { spawn(work).await.map_err(Failure::new) })
 }
 
-async fn spawn<T: Send + 'static>(
+pub(super) async fn spawn<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, StepError> + Send + 'static,
 ) -> Result<T, StepError> {
     match tokio::task::spawn_blocking(work).await {
@@ -482,46 +620,37 @@ pub(super) fn begin(store: &Store, base: &Snapshot) -> Result<(ActiveLayer, sand
         lower: lower.iter().map(|dir| open_path(dir)).collect::<Result<_, _>>()?,
         active: Some(open_path(parent)?),
         binds: Vec::new(),
+        emulator: None,
     };
     Ok((active, fds, name.ok_or_else(|| internal("a work directory has no name"))?))
 }
 
-/// What a run sees besides its root. The layers of what is bound become descriptors in `binds`.
-fn mounts(
+/// What a run sees besides its root. The trees of what is mounted become descriptors in `binds`.
+fn mounts_of(
     store: &Store,
+    active: &ActiveLayer,
     exec: &ExecOp,
-    inputs: &[Output],
+    prepared: &mounts::Prepared,
+    given: &Given,
     binds: &mut Vec<OwnedFd>,
+    proxies: &mut Vec<agent::Proxy>,
 ) -> Result<Vec<sandbox::Mount>, StepError> {
-    let mut mounts = Vec::new();
-    for mount in exec.mounts.iter().filter(|mount| mount.dest != "/") {
+    let mut found = Vec::new();
+    for (index, mount) in exec.mounts.iter().enumerate().filter(|(_, mount)| mount.dest != "/") {
         let source = match &mount.kind {
             MountKind::Tmpfs { size } => sandbox::MountSource::Tmpfs { size_bytes: u64::try_from(*size).unwrap_or(0) },
-            MountKind::Bind => {
-                let snapshot = snapshot_of(inputs, mount.input)?;
-                if snapshot.layers().is_empty() {
-                    sandbox::MountSource::Tmpfs { size_bytes: 0 }
-                } else {
-                    let layers = store.layer_dirs(&snapshot);
-                    let layers = layers.map_err(|error| StepError::store("cannot read what is mounted", &error))?;
-                    let first = binds.len();
-                    for layer in &layers {
-                        binds.push(open_path(layer)?);
-                    }
-                    let selector = mount.selector.clone();
-                    sandbox::MountSource::Layers { fds: (first..binds.len()).collect(), selector }
-                }
-            }
-            MountKind::Cache { .. } | MountKind::Secret(_) | MountKind::Ssh(_) => {
-                return Err(internal("a mount of a kind that was not refused"));
+            MountKind::Bind | MountKind::Cache { .. } => prepared.source(store, index, mount, binds)?,
+            MountKind::Secret(_) | MountKind::Ssh(_) => {
+                found.extend(given.mount(active, mount, binds, proxies)?);
+                continue;
             }
         };
-        mounts.push(sandbox::Mount { dest: mount.dest.clone(), readonly: mount.readonly, source });
+        found.push(sandbox::Mount { dest: mounts::target(mount)?, readonly: mount.readonly, source });
     }
-    Ok(mounts)
+    Ok(found)
 }
 
-fn open_path(path: &Path) -> Result<OwnedFd, StepError> {
+pub(super) fn open_path(path: &Path) -> Result<OwnedFd, StepError> {
     rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).map_err(|error| {
         let report =
             Report::new("io", format!("cannot open `{}`", path.display())).caused_by(&std::io::Error::from(error));
@@ -538,9 +667,10 @@ impl Drop for KillOnDrop {
     }
 }
 
-/// Reads what a step writes, as text, until it ends. Dropped before that, it kills the step.
+/// Reads what a step writes, as text and without what is `hidden`, until it ends. Dropped before that, it kills the step.
 pub(super) async fn watch(
     mut step: sandbox::Step,
+    hidden: impl Fn() -> Option<Arc<Patterns>>,
     mut output: impl FnMut(LogStream, String),
 ) -> Result<sandbox::Exit, StepError> {
     use tokio::io::AsyncReadExt;
@@ -557,6 +687,7 @@ pub(super) async fn watch(
     let (mut out, mut err) = (vec![0; 32 << 10], vec![0; 32 << 10]);
     let (mut out_open, mut err_open) = (true, true);
     let (mut out_text, mut err_text) = (Utf8::default(), Utf8::default());
+    let (mut out_mask, mut err_mask) = (Mask::default(), Mask::default());
     let mut exit = None;
     while out_open || err_open {
         let (stream, count) = tokio::select! {
@@ -569,10 +700,15 @@ pub(super) async fn watch(
             }
         };
         let count = count.map_err(broken)?;
-        let text = match stream {
-            LogStream::Stdout => out_text.push(&out[..count]),
-            LogStream::Stderr => err_text.push(&err[..count]),
+        let (bytes, mask, utf8) = match stream {
+            LogStream::Stdout => (&out[..count], &mut out_mask, &mut out_text),
+            LogStream::Stderr => (&err[..count], &mut err_mask, &mut err_text),
         };
+        // Another step of the build may have been given a secret meanwhile, and left it where this one finds it.
+        if let Some(patterns) = hidden() {
+            mask.look_for(&patterns);
+        }
+        let text = utf8.push(&mask.pass(bytes), count == 0);
         match stream {
             LogStream::Stdout => out_open = count > 0,
             LogStream::Stderr => err_open = count > 0,
@@ -595,10 +731,10 @@ struct Utf8 {
 }
 
 impl Utf8 {
-    /// Takes some bytes (none at the end) and returns the text that is complete.
-    fn push(&mut self, bytes: &[u8]) -> String {
+    /// Takes some bytes, at the end the last ones, and returns the text that is complete.
+    fn push(&mut self, bytes: &[u8], end: bool) -> String {
         self.kept.extend_from_slice(bytes);
-        let keep = if bytes.is_empty() { 0 } else { incomplete_suffix(&self.kept) };
+        let keep = if end { 0 } else { incomplete_suffix(&self.kept) };
         let rest = self.kept.split_off(self.kept.len() - keep);
         let text = String::from_utf8_lossy(&self.kept).into_owned();
         self.kept = rest;
@@ -678,6 +814,7 @@ pub(super) fn step_failure(error: &sandbox::SandboxError) -> StepError {
     use sandbox::SandboxError;
     let kind = match error {
         SandboxError::Spec(_) => ExitKind::Input,
+        SandboxError::Setup(error) if error.is_limit => ExitKind::Limit,
         SandboxError::Setup(error) if error.is_of_the_image() => ExitKind::Step,
         SandboxError::Cancelled => ExitKind::Cancelled,
         _ => ExitKind::Denied,

@@ -329,6 +329,7 @@ pub(super) fn registry_error(error: &registry::Error) -> StepError {
         registry::Kind::Integrity => (ExitKind::Integrity, "integrity"),
         registry::Kind::Limit => (ExitKind::Limit, "limit"),
         registry::Kind::Io => (ExitKind::Io, "io"),
+        registry::Kind::Denied => (ExitKind::Denied, "denied"),
     };
     let mut report = Report::new(rule, error.to_string());
     let mut next = std::error::Error::source(error);

@@ -53,13 +53,17 @@ impl Engine {
         let (_active, fds, work) = blocking(move || ops::begin(&parts.store, &base)).await?;
         let spec = spec(request, config, work)?;
         let step = self.parts.launcher.spawn(&spec, &fds).map_err(|error| step_error(ops::step_failure(&error)))?;
-        let exit = ops::watch(step, |stream, text| {
-            // A closed terminal is no reason to end the command.
-            let _ = match stream {
-                LogStream::Stdout => pass(&text, &mut std::io::stdout()),
-                LogStream::Stderr => pass(&text, &mut std::io::stderr()),
-            };
-        })
+        let exit = ops::watch(
+            step,
+            || None,
+            |stream, text| {
+                // A closed terminal is no reason to end the command.
+                let _ = match stream {
+                    LogStream::Stdout => pass(&text, &mut std::io::stdout()),
+                    LogStream::Stderr => pass(&text, &mut std::io::stderr()),
+                };
+            },
+        )
         .await
         .map_err(step_error)?;
         if let Some(message) = exit.message {

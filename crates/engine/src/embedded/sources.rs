@@ -26,6 +26,10 @@ pub(super) struct LocalContext {
     pub(super) path: PathBuf,
     /// What of it the build does not see.
     pub(super) ignore: Ignore,
+    /// What the source vertex calls it.
+    pub(super) name: String,
+    /// What of it was made a snapshot in this build.
+    pub(super) materialized: super::materialize::Materialized,
 }
 
 impl LocalContext {
@@ -39,7 +43,8 @@ impl LocalContext {
         };
         let ignore = Ignore::new(&patterns)
             .map_err(|error| StepError::new(ExitKind::Input, Report::new("invalid-ignore-file", error.to_string())))?;
-        Ok(Self { path: path.to_owned(), ignore })
+        let name = source.identifier.strip_prefix("local://").unwrap_or(&source.identifier).to_owned();
+        Ok(Self { path: path.to_owned(), ignore, name, materialized: Default::default() })
     }
 }
 

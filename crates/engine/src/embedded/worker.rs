@@ -199,6 +199,8 @@ async fn ask(engine: &Engine, question: Question) -> Result<Value, BuildError> {
         Question::Images => to_value(engine.images().await?),
         Question::RemoveImage { name } => to_value(engine.remove_image(name).await?),
         Question::Lock { request } => to_value(engine.lock(*request).await?),
+        Question::Check { request } => to_value(engine.check(*request).await?),
+        Question::Outline { request } => to_value(engine.outline(*request).await?),
         Question::Tag { image, name } => to_value(engine.tag(image, name).await?),
         Question::Inspect { place } => to_value(engine.inspect(place).await?),
         Question::Verify => to_value(engine.verify().await?),

@@ -52,6 +52,9 @@ fn the_last_command_wins_and_shell_form_gets_the_shell_f1_120() {
               CMD ["/bin/sh" "-c" "two 2"]
               ENTRYPOINT ["/x" "a \"b\""]
             os: linux
+            warning[JSONArgsRecommended]: JSON arguments recommended for CMD to prevent unintended behavior related to OS signals
+            warning[MultipleInstructionsDisallowed]: Multiple CMD instructions should not be used in the same stage because only the last one will be used
+            warning[JSONArgsRecommended]: JSON arguments recommended for CMD to prevent unintended behavior related to OS signals
         "#]],
     );
 }
@@ -94,6 +97,7 @@ fn an_entry_point_resets_an_inherited_command_but_not_ones_own_f1_120() {
               CMD ["y"]
               ENTRYPOINT ["/bin/sh" "-c" "/x"]
             os: linux
+            warning[JSONArgsRecommended]: JSON arguments recommended for ENTRYPOINT to prevent unintended behavior related to OS signals
         "#]],
     );
 }
@@ -127,6 +131,7 @@ fn env_keeps_its_place_in_the_config_and_is_usable_from_the_next_line_f1_121() {
               ENV A=2 C=1
               ENV D=1 and more
             os: linux
+            warning[LegacyKeyValueFormat]: "ENV key=value" should be used instead of legacy "ENV key value" format
         "#]],
     );
 }
@@ -181,6 +186,8 @@ fn exposed_ports_are_sorted_expanded_and_merged_f1_123() {
               EXPOSE [8080/tcp 7000/tcp 7001/tcp 7002/tcp 80/tcp 9000/udp]
               EXPOSE [80/tcp]
             os: linux
+            warning[ExposeProtoCasing]: Defined protocol '7000-7002/TCP' in EXPOSE instruction should be lowercase
+            warning[ExposeInvalidFormat]: EXPOSE instruction should not define an IP address or host-port mapping, found '127.0.0.1:1:80'
         "#]],
     );
 }
@@ -275,6 +282,7 @@ fn health_checks_are_written_as_docker_does_f1_128() {
               HEALTHCHECK {Test:[CMD a b] Interval:0s Timeout:0s StartPeriod:1h0m0s StartInterval:5s Retries:0}
               HEALTHCHECK {Test:[NONE] Interval:0s Timeout:0s StartPeriod:0s StartInterval:0s Retries:0}
             os: linux
+            warning[MultipleInstructionsDisallowed]: Multiple HEALTHCHECK instructions should not be used in the same stage because only the last one will be used
         "#]],
     );
 }
@@ -309,6 +317,7 @@ fn maintainer_is_the_author_f1_130() {
             WorkingDir: /
               MAINTAINER Jane <j@x>
             os: linux
+            warning[MaintainerDeprecated]: Maintainer instruction is deprecated in favor of using label
         "#]],
     );
 }

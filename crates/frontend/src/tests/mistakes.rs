@@ -249,9 +249,9 @@ fn a_bad_ignore_file_is_named() {
 fn an_epoch_that_is_no_number_is_refused_f1_045() {
     mistake_of(
         "FROM scratch",
-        |case| case.arg("SOURCE_DATE_EPOCH", "context"),
+        |case| case.arg("SOURCE_DATE_EPOCH", "nothing"),
         expect![[r#"
-        error[invalid-build-arg] 1:1: SOURCE_DATE_EPOCH is `context`: only a number of seconds is supported
+        error[invalid-build-arg] 1:1: SOURCE_DATE_EPOCH is `nothing`: it is neither a number of seconds nor the name of a context or stage
     "#]],
     );
 }

@@ -54,6 +54,7 @@ fn the_config_says_the_platform_asked_for_f1_053() {
             Cmd: ["sh"]
             + base (inherited)
             os: linux
+            warning[FromPlatformFlagConstDisallowed]: FROM --platform flag should not use constant value "linux/amd64"
         "#]],
     );
     config_of(
@@ -82,6 +83,7 @@ fn without_a_platform_the_base_decides_what_the_config_says_f1_053() {
             + base (inherited)
               USER x
             os: linux
+            warning[FromPlatformFlagConstDisallowed]: FROM --platform flag should not use constant value "linux/arm64"
         "#]],
     );
 }
@@ -98,6 +100,7 @@ fn scratch_is_for_the_target_whatever_its_flag_says_f1_053() {
             WorkingDir: /
               USER x
             os: linux
+            warning[FromPlatformFlagConstDisallowed]: FROM --platform flag should not use constant value "linux/s390x"
         "#]],
     );
 }

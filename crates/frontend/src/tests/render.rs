@@ -17,6 +17,7 @@ pub(super) fn question(question: &Question) -> String {
     match question {
         Question::ImageConfig { source, platform } => format!("{} for {platform}", source.identifier),
         Question::File { context, path } => format!("{context}:{path}"),
+        Question::Time { identifier, .. } => format!("time of {identifier}"),
     }
 }
 

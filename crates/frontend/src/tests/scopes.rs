@@ -15,6 +15,7 @@ fn a_global_argument_is_not_visible_in_a_stage_f1_038() {
             + base (inherited)
               ENV SEEN=[]
             os: linux
+            warning[UndefinedVar]: Usage of undefined variable '$TAG'
         "#]],
     );
 }
@@ -68,6 +69,7 @@ fn an_argument_is_visible_from_its_line_on_and_in_children_f1_039() {
               ENV TWO=[11]
               ENV FOUR=[1]
             os: linux
+            warning[UndefinedVar]: Usage of undefined variable '$X'
         "#]],
     );
 }
@@ -280,6 +282,7 @@ fn defaults_alternatives_and_replacements_work_f1_031_to_f1_036() {
               ENV v=foo.tar.gz e=
               ENV a=w b= c=w d= f=foo.tar g=gz h=f0o.tar.gz i=f00.tar.gz j=$v k=$v l=foo.tar.gz x
             os: linux
+            warning[UndefinedVar]: Usage of undefined variable '$u' (did you mean $v?)
         "#]],
     );
 }

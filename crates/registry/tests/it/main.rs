@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)] // What fails here fails the test.
 
 mod auth;
+mod download;
 mod place;
 mod pull;
 mod push;

@@ -1,6 +1,6 @@
 //! An archive to a tree.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{Read, Write};
@@ -73,6 +73,7 @@ pub(crate) fn unpack(reader: impl Read, into: &Tree, how: &Unpack<'_>) -> Result
         parent: None,
         root_opaque: false,
         made_dirs: 0,
+        mentioned: BTreeSet::new(),
         copied_bytes: 0,
         skipped_xattrs: 0,
     };
@@ -96,17 +97,20 @@ struct Target<'a> {
     root_opaque: bool,
     /// Directories that no entry mentions. They count as entries: a single name can ask for a thousand.
     made_dirs: u64,
+    /// The directories that entries describe, where that matters (`ADD`).
+    mentioned: BTreeSet<PathBuf>,
     /// What was copied from the layers below. It counts as content: a link of 512 bytes can ask for any amount.
     copied_bytes: u64,
     skipped_xattrs: u64,
 }
 
 /// A directory that entries are put into. Its time is that of its own entry, not that of the last change: it is set
-/// again when no more entries follow each other there.
+/// again when no more entries follow each other there. `ADD` leaves the time of a directory that the archive does not
+/// mention to the file system.
 struct OpenDir {
     path: PathBuf,
     tree: Tree,
-    mtime: Time,
+    mtime: Option<Time>,
     /// Whether a marker was seen here: a million more of them cost nothing.
     opaque: bool,
 }
@@ -115,7 +119,7 @@ impl OpenDir {
     fn new(path: &Path, tree: Tree) -> Result<Self, LayerError> {
         let itself = Place::new(tree.fd(), OsStr::new("."), tree.ids());
         let mtime = itself.metadata().map_err(|errno| Error::new("read", path, errno))?.mtime;
-        Ok(Self { path: path.to_owned(), tree, mtime, opaque: false })
+        Ok(Self { path: path.to_owned(), tree, mtime: Some(mtime), opaque: false })
     }
 
     fn place<'a>(&'a self, name: &'a OsStr) -> Place<'a> {
@@ -123,7 +127,8 @@ impl OpenDir {
     }
 
     fn leave(self) -> Result<(), LayerError> {
-        let restored = self.place(OsStr::new(".")).set_times(self.mtime);
+        let Some(mtime) = self.mtime else { return Ok(()) };
+        let restored = self.place(OsStr::new(".")).set_times(mtime);
         Ok(restored.map_err(|errno| Error::new("change time of", &self.path, errno))?)
     }
 }
@@ -182,6 +187,9 @@ impl Target<'_> {
                     NodeError::Errno(errno) => failed(errno),
                 })?;
             }
+        }
+        if !self.how.whiteouts && entry.kind == EntryKind::Node(Kind::Directory) {
+            self.mentioned.insert(path);
         }
         if removed_dir {
             // The way to this directory may have led through the one that was removed.
@@ -274,16 +282,24 @@ impl Target<'_> {
         }
         // Symbolic links that the layer itself has on the way are followed inside the tree.
         match self.tree.subtree(path) {
-            Ok(dir) => OpenDir::new(path, dir),
+            Ok(dir) => self.open(path, dir),
             Err(error) if error.is_not_found() => self.make_dirs(path),
             Err(error) => Err(error.into()),
         }
     }
 
+    fn open(&self, path: &Path, tree: Tree) -> Result<OpenDir, LayerError> {
+        let mut dir = OpenDir::new(path, tree)?;
+        if !self.how.whiteouts && !self.mentioned.contains(path) {
+            dir.mtime = None;
+        }
+        Ok(dir)
+    }
+
     /// Makes a directory and those on the way to it, as the layers together show the way.
     fn make_dirs(&mut self, path: &Path) -> Result<OpenDir, LayerError> {
         let path_there = self.below.resolve(path, self.root_opaque)?;
-        let mut dir = OpenDir::new(Path::new(""), self.tree.try_clone()?)?;
+        let mut dir = self.open(Path::new(""), self.tree.try_clone()?)?;
         let mut way = self.below.start(self.root_opaque);
         for name in &path_there {
             let current = dir.path.join(name);
@@ -318,7 +334,7 @@ impl Target<'_> {
             {
                 copy_attributes(lower.as_place(), place).map_err(failed)?;
             }
-            let next = OpenDir::new(&current, tree)?;
+            let next = self.open(&current, tree)?;
             std::mem::replace(&mut dir, next).leave()?;
         }
         // The next entry asks for it by the name that this one had.

@@ -14,8 +14,8 @@ use crate::settings::ProgressChoice;
 #[command(
     args_override_self = true,
     after_help = "These flags of buildx are refused by name in this version, unless their value asks for nothing:\n\
-                  --allow --attest --backend --builder --cache-from --cache-to --call --check --frontend-opt\n\
-                  --isolation --on-failure --provenance --sbom --secret --ssh"
+                  --attest --backend --builder --cache-from --cache-to\n\
+                  --on-failure --provenance --sbom"
 )]
 pub(crate) struct Flags {
     /// Directory that COPY and ADD read from
@@ -48,6 +48,10 @@ pub(crate) struct Flags {
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean,
           hide_possible_values = true, value_name = "BOOL", help_heading = "What to build")]
     pub(crate) locked: Option<bool>,
+    /// Let redirects of what is fetched lead to private and link-local addresses
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean,
+          hide_possible_values = true, value_name = "BOOL", help_heading = "What to build")]
+    pub(crate) allow_private_urls: Option<bool>,
     /// Stop the build after this time, for example 90s or 1h30m
     #[arg(long, value_name = "DURATION", value_parser = duration, help_heading = "What to build")]
     pub(crate) timeout: Option<std::time::Duration>,
@@ -87,6 +91,15 @@ pub(crate) struct Flags {
     #[arg(long, value_name = "STAGE", value_delimiter = ',', help_heading = "Cache")]
     pub(crate) no_cache_filter: Vec<String>,
 
+    /// Give a secret to RUN --mount=type=secret: id=ID[,src=FILE|,env=NAME]
+    #[arg(long, value_name = "SECRET", help_heading = "RUN")]
+    pub(crate) secret: Vec<String>,
+    /// Give an SSH agent or keys to RUN --mount=type=ssh: default, or ID[=SOCKET|KEY,…]
+    #[arg(long, value_name = "AGENT", help_heading = "RUN")]
+    pub(crate) ssh: Vec<String>,
+    /// Grant what the Dockerfile asks for: network.host, security.insecure, secret.in-layer, device[=NAME]
+    #[arg(long, value_name = "ENTITLEMENT", help_heading = "RUN")]
+    pub(crate) allow: Vec<String>,
     /// Network of RUN: default, none or host
     #[arg(long, value_name = "MODE", value_parser = super::network, help_heading = "RUN")]
     pub(crate) network: Option<NetworkMode>,
@@ -99,9 +112,14 @@ pub(crate) struct Flags {
     /// Size of /dev/shm, for example 128m
     #[arg(long, value_name = "BYTES", value_parser = byte_size, help_heading = "RUN")]
     pub(crate) shm_size: Option<u64>,
-    /// Limit every RUN: memory=, cpu-quota=, cpu-period= (the others of buildx are refused)
+    /// Limit every RUN: memory=, memory-swap=, cpu-shares=, cpu-period=, cpu-quota=, cpuset-cpus=, cpuset-mems=
     #[arg(long, value_name = "LIMIT=VALUE,…", help_heading = "RUN")]
     pub(crate) resource: Vec<String>,
+    #[command(flatten)]
+    pub(crate) limits: super::limits::LimitFlags,
+    /// Isolation of RUN: default, strict (what this host lacks is an error) or rootless
+    #[arg(long, value_name = "LEVEL", value_parser = super::limits::isolation, help_heading = "RUN")]
+    pub(crate) isolation: Option<build_engine_engine::Isolation>,
     /// Parent of the control groups
     #[arg(long, value_name = "PATH", help_heading = "RUN")]
     pub(crate) cgroup_parent: Option<String>,
@@ -128,15 +146,6 @@ pub(crate) struct Flags {
 #[derive(Debug, Clone, Default, clap::Args)]
 #[command(next_help_heading = "Not supported yet: refused by name")]
 pub(crate) struct OtherFlags {
-    /// Give a secret to RUN
-    #[arg(long, hide = true, value_name = "SECRET")]
-    pub(crate) secret: Vec<String>,
-    /// Forward an SSH agent
-    #[arg(long, hide = true, value_name = "AGENT")]
-    pub(crate) ssh: Vec<String>,
-    /// Grant an entitlement
-    #[arg(long, hide = true, value_name = "ENTITLEMENT")]
-    pub(crate) allow: Vec<String>,
     /// Import a cache
     #[arg(long, hide = true, value_name = "CACHE")]
     pub(crate) cache_from: Vec<String>,
@@ -160,29 +169,26 @@ pub(crate) struct OtherFlags {
     /// Who builds: embedded
     #[arg(long, hide = true, value_name = "NAME")]
     pub(crate) backend: Option<String>,
-    /// Lint instead of building
+    /// Check the Dockerfile instead of building it: short for --call=check
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean,
-          hide = true, value_name = "BOOL")]
+          hide_possible_values = true, value_name = "BOOL", help_heading = "What to build")]
     pub(crate) check: Option<bool>,
-    /// Ask the frontend something
-    #[arg(long, hide = true, value_name = "METHOD")]
+    /// Ask instead of building: check, outline, targets or subrequests.describe, with `,format=json`
+    #[arg(long, value_name = "METHOD", help_heading = "What to build")]
     pub(crate) call: Option<String>,
-    /// Remove intermediate containers
+    /// `--rm=false` keeps what a failed RUN left, as an image of the store
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean,
-          hide = true, value_name = "BOOL")]
+          hide_possible_values = true, value_name = "BOOL", help_heading = "RUN")]
     pub(crate) rm: Option<bool>,
     /// Always remove intermediate containers
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean,
           hide = true, value_name = "BOOL")]
     pub(crate) force_rm: Option<bool>,
-    /// Isolation of RUN
-    #[arg(long, hide = true, value_name = "LEVEL")]
-    pub(crate) isolation: Option<String>,
     /// What to do when a step fails
     #[arg(long, hide = true, value_name = "ACTION")]
     pub(crate) on_failure: Vec<String>,
-    /// Give the frontend an attribute
-    #[arg(long, hide = true, value_name = "NAME=VALUE")]
+    /// Give an attribute of BuildKit's Dockerfile frontend, as the flag that it stands for
+    #[arg(long, value_name = "NAME=VALUE", help_heading = "What to build")]
     pub(crate) frontend_opt: Vec<String>,
     /// Make one layer of all
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean,
@@ -195,27 +201,6 @@ pub(crate) struct OtherFlags {
     /// Security options
     #[arg(long, hide = true, value_name = "OPTION")]
     pub(crate) security_opt: Vec<String>,
-    /// Memory limit
-    #[arg(short, long, hide = true, value_name = "BYTES")]
-    pub(crate) memory: Option<String>,
-    /// Memory and swap limit
-    #[arg(long, hide = true, value_name = "BYTES", allow_hyphen_values = true)]
-    pub(crate) memory_swap: Option<String>,
-    /// CPU weight
-    #[arg(short, long, hide = true, value_name = "WEIGHT")]
-    pub(crate) cpu_shares: Option<String>,
-    /// CFS period
-    #[arg(long, hide = true, value_name = "MICROSECONDS")]
-    pub(crate) cpu_period: Option<String>,
-    /// CFS quota
-    #[arg(long, hide = true, value_name = "MICROSECONDS", allow_hyphen_values = true)]
-    pub(crate) cpu_quota: Option<String>,
-    /// CPUs
-    #[arg(long, hide = true, value_name = "CPUS")]
-    pub(crate) cpuset_cpus: Option<String>,
-    /// Memory nodes
-    #[arg(long, hide = true, value_name = "NODES")]
-    pub(crate) cpuset_mems: Option<String>,
 }
 
 /// A boolean as Go's `strconv.ParseBool` reads it.

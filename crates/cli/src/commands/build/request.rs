@@ -1,16 +1,21 @@
 //! From flags to a request: every value is parsed here, once, and everything that is wrong is reported at once.
 
 use std::collections::BTreeMap;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use build_engine_engine::{
-    BuildRequest, ContextSource, ImageOptions, Limit, NoCache, Output, OutputDest, Report, ResourceLimits,
-    UserNamespace,
+    ARCHIVE_HEAD, BuildRequest, ContextSource, DockerfileSource, Entitlement, ImageOptions, Limit, MainContext,
+    NetworkMode, NoCache, Output, OutputDest, Report, ResourceLimits, UPLOAD, UserNamespace, is_archive, shown,
 };
 use build_engine_oci::{Platform, Reference};
 
 use super::flags::{self, Flags, OtherFlags};
+use super::frontend_opt;
+use super::limits;
+use super::secrets;
+use crate::commands::call::{Call, Method, parse_call};
 use crate::commands::{dockerfile, lock_file};
 use crate::errors::Failure;
 use crate::settings::{self, Environment, ProgressChoice, set};
@@ -19,6 +24,8 @@ use crate::settings::{self, Environment, ProgressChoice, set};
 #[derive(Debug)]
 pub(crate) struct Plan {
     pub(crate) request: BuildRequest,
+    /// A file that the request names; it goes with the plan.
+    pub(crate) spool: Option<tempfile::TempPath>,
     pub(crate) user_namespace: UserNamespace,
     pub(crate) timeout: Option<Duration>,
     pub(crate) quiet: bool,
@@ -26,11 +33,13 @@ pub(crate) struct Plan {
     pub(crate) progress: Option<ProgressChoice>,
     pub(crate) iidfile: Option<PathBuf>,
     pub(crate) metadata_file: Option<PathBuf>,
+    /// What is asked about the Dockerfile instead of building it.
+    pub(crate) call: Option<Call>,
 }
 
 /// Findings so far.
 #[derive(Default)]
-struct Findings(Vec<Report>);
+pub(super) struct Findings(Vec<Report>);
 
 impl Findings {
     fn add(&mut self, rule: &str, message: impl Into<String>) -> &mut Report {
@@ -39,7 +48,7 @@ impl Findings {
     }
 
     /// A flag whose value cannot be understood.
-    fn invalid(&mut self, flag: &str, value: &str, reason: impl std::fmt::Display) {
+    pub(super) fn invalid(&mut self, flag: &str, value: &str, reason: impl std::fmt::Display) {
         self.add("invalid-flag", format!("`{flag} {value}`: {reason}"));
     }
 
@@ -53,9 +62,13 @@ impl Findings {
 ///
 /// # Errors
 /// All flags that are refused or not understood, together; or a Dockerfile that cannot be read.
-pub(crate) fn plan(flags: Flags, env: Environment<'_>) -> Result<Plan, Failure> {
+pub(crate) fn plan(mut flags: Flags, env: Environment<'_>) -> Result<Plan, Failure> {
     let mut findings = Findings::default();
+    for (text, reason) in frontend_opt::apply(&mut flags) {
+        findings.invalid("--frontend-opt", &text, reason);
+    }
     refuse(&mut findings, &flags.other);
+    let call = call(&mut findings, &flags.other);
     let quiet = flags.quiet.unwrap_or(false);
     if quiet && flags.progress.is_some_and(|progress| !matches!(progress, ProgressChoice::Auto)) {
         findings.add("invalid-flag", "`--quiet` and `--progress` cannot be used together");
@@ -80,31 +93,45 @@ pub(crate) fn plan(flags: Flags, env: Environment<'_>) -> Result<Plan, Failure> 
     let named_contexts = named_contexts(&mut findings, &flags.build_context);
     let labels = labels(&mut findings, &flags.label);
     let annotations = each(&mut findings, "--annotation", &flags.annotation);
-    let extra_hosts = extra_hosts(&mut findings, &flags.add_host);
+    let extra_hosts = extra_hosts(&mut findings, &flags.add_host, flags.network == Some(NetworkMode::Host));
     let ulimits = ulimits(&mut findings, &flags.ulimit);
-    let resources = resources(&mut findings, &flags.resource);
+    let resources = resources(&mut findings, &flags.limits.fields(), &flags.resource);
     let no_cache = no_cache(&mut findings, &flags);
-    if flags.file.as_deref().is_some_and(is_remote) {
-        findings.unsupported("--file URL", "download the Dockerfile first and give its path");
-    }
+    let granted: Vec<String> = flags.allow.iter().filter(|text| !text.is_empty()).cloned().collect();
+    let allow = allow(&mut findings, &granted);
+    let mut session = secrets::session(&mut findings, &flags.secret, &flags.ssh, env);
     if !findings.0.is_empty() {
         return Err(Failure::inputs(findings.0));
     }
-    let context = context.unwrap_or_default();
-    let source = read_dockerfile(flags.file.as_deref(), &context, Path::new(&flags.context))?;
-    let lock = lock_file::read(&context)?;
+    let context = context.unwrap_or(Given::Stdin);
+    let Opened { source, dockerfile, directory, remote, uploads, spool } =
+        open(flags.file.as_deref(), context, Path::new(&flags.context))?;
+    let lock = directory.as_deref().map(lock_file::read).transpose()?.flatten();
+    let lend_agent = std::iter::once(remote.as_deref())
+        .chain(named_contexts.values().map(|source| match source {
+            ContextSource::Other { url } => Some(url.as_str()),
+            _ => None,
+        }))
+        .flatten()
+        .filter_map(MainContext::parse)
+        .any(|context| context.needs_agent());
     if flags.locked == Some(true) && lock.is_none() {
         let message = format!("`--locked` needs `{}` in the build context", lock_file::NAME);
         return Err(Failure::input("locked", message).hint("`build-engine lock CONTEXT` makes it"));
     }
     let lock = lock.unwrap_or_default();
+    session.environment = settings::for_programs(env);
+    session.lend_agent = lend_agent;
 
     let request = BuildRequest {
         build_id: new_id(),
         dockerfile: source.text,
         dockerfile_name: source.name,
         dockerfile_path: source.path,
-        context: Some(context),
+        context: directory,
+        remote_context: remote,
+        dockerfile_source: dockerfile,
+        uploads,
         named_contexts,
         tags,
         platforms,
@@ -125,10 +152,15 @@ pub(crate) fn plan(flags: Flags, env: Environment<'_>) -> Result<Plan, Failure> 
         outputs,
         attestations: Vec::new(),
         resources,
-        session: build_engine_engine::Session::default(),
+        allow_private_urls: flags.allow_private_urls == Some(true),
+        allow,
+        session,
+        isolation: flags.isolation.unwrap_or_default(),
+        keep_failed: flags.other.rm == Some(false) && flags.other.force_rm != Some(true),
     };
     Ok(Plan {
         request,
+        spool,
         user_namespace: flags.userns.unwrap_or_default(),
         timeout: flags.timeout,
         quiet,
@@ -136,7 +168,40 @@ pub(crate) fn plan(flags: Flags, env: Environment<'_>) -> Result<Plan, Failure> 
         progress: flags.progress,
         iidfile: flags.iidfile,
         metadata_file: flags.metadata_file,
+        call,
     })
+}
+
+/// Sets what decides over the meaning of a Dockerfile by itself: target, platforms and build arguments.
+///
+/// # Errors
+/// As [`plan`].
+pub(crate) fn set_language(request: &mut BuildRequest, flags: Flags, env: Environment<'_>) -> Result<(), Failure> {
+    let mut findings = Findings::default();
+    request.build_args = build_args(&mut findings, &flags, env);
+    request.platforms = platforms(&mut findings, &flags.platform);
+    request.target = flags.target.filter(|target| !target.is_empty());
+    if findings.0.is_empty() { Ok(()) } else { Err(Failure::inputs(findings.0)) }
+}
+
+/// The value of `--call`, of which `--check` is a short form.
+fn call(findings: &mut Findings, flags: &OtherFlags) -> Option<Call> {
+    let text = flags.call.as_deref().unwrap_or_default();
+    match parse_call(text) {
+        Ok(call) if flags.check == Some(true) => match call {
+            None => Some(Call::CHECK),
+            Some(call) if call.method == Method::Check => Some(call),
+            Some(_) => {
+                findings.invalid("--call", text, "`--check` asks for something else");
+                None
+            }
+        },
+        Ok(call) => call,
+        Err(reason) => {
+            findings.invalid("--call", text, reason);
+            None
+        }
+    }
 }
 
 /// Refuses by name what this version cannot do, unless the value asks for nothing.
@@ -148,15 +213,7 @@ fn refuse(findings: &mut Findings, flags: &OtherFlags) {
         Err(_) => !is_disabled(&format!("type={kind},{value}")),
     };
     const ATTESTATIONS: &str = "leave it out, or turn it off by name: `--provenance=false`, `--sbom=false`";
-    const RESOURCE: &str = "use `--resource`, for example `--resource memory=512m,cpu-shares=512`";
     for (refused, flag, hint) in [
-        (!flags.secret.is_empty(), "--secret", "RUN --mount=type=secret comes with a later version"),
-        (!flags.ssh.is_empty(), "--ssh", "RUN --mount=type=ssh comes with a later version"),
-        (
-            !flags.allow.is_empty(),
-            "--allow",
-            "leave it out: `--network=host` needs no entitlement here, and there is no insecure mode yet",
-        ),
         (!flags.cache_from.is_empty(), "--cache-from", "the store keeps the cache between builds of this machine"),
         (!flags.cache_to.is_empty(), "--cache-to", "the store keeps the cache between builds of this machine"),
         (flags.attest.iter().any(|value| !is_disabled(value)), "--attest", ATTESTATIONS),
@@ -172,35 +229,16 @@ fn refuse(findings: &mut Findings, flags: &OtherFlags) {
             "--backend",
             "`--backend=embedded` is the only one in this version",
         ),
-        (asked(flags.check), "--check", "warnings are shown with every build"),
-        (
-            flags.call.as_deref().is_some_and(|value| value != "build"),
-            "--call",
-            "`--call=build` is the only method in this version",
-        ),
-        (flags.rm == Some(false), "--rm=false", "no intermediate containers exist here"),
-        (
-            flags.isolation.as_deref().is_some_and(|value| !matches!(value, "" | "default")),
-            "--isolation",
-            "`--isolation=default` is the only level in this version",
-        ),
         (!flags.on_failure.is_empty(), "--on-failure", "build the stage before with `--target` to look at it"),
-        (!flags.frontend_opt.is_empty(), "--frontend-opt", "use the flag that is made for it"),
         (asked(flags.squash), "--squash", "every step makes a layer; build onto one with a last stage and COPY --from"),
         (!flags.security_opt.is_empty(), "--security-opt", "the sandbox has no options in this version"),
-        (given(&flags.memory), "--memory", RESOURCE),
-        (given(&flags.memory_swap), "--memory-swap", RESOURCE),
-        (given(&flags.cpu_shares), "--cpu-shares", RESOURCE),
-        (given(&flags.cpu_period), "--cpu-period", RESOURCE),
-        (given(&flags.cpu_quota), "--cpu-quota", RESOURCE),
-        (given(&flags.cpuset_cpus), "--cpuset-cpus", RESOURCE),
-        (given(&flags.cpuset_mems), "--cpuset-mems", RESOURCE),
     ] {
         if refused {
             findings.unsupported(flag, hint);
         }
     }
     // What `--force-rm` and `--compress` ask for holds here anyway: nothing is left behind, nothing is transferred.
+    // `--rm` and `--frontend-opt` act; they stand among these flags because buildx has none of them.
     let OtherFlags { force_rm: _, compress: _, .. } = flags;
 }
 
@@ -212,27 +250,37 @@ fn is_disabled(value: &str) -> bool {
         .any(|(key, value)| key.trim() == "disabled" && flags::boolean(value.trim()).unwrap_or(false))
 }
 
-fn context(findings: &mut Findings, text: &str) -> Option<PathBuf> {
+/// A build context, as it was named.
+enum Given {
+    Directory(PathBuf),
+    /// An address.
+    Remote(String),
+    /// Standard input: an archive, or a Dockerfile without context.
+    Stdin,
+}
+
+fn context(findings: &mut Findings, text: &str) -> Option<Given> {
     if text == "-" {
-        findings.unsupported("CONTEXT -", "give a directory; `-f -` reads the Dockerfile from standard input");
-        return None;
+        return Some(Given::Stdin);
     }
     let path = Path::new(text);
     match path.metadata() {
         Ok(metadata) if metadata.is_dir() => match std::path::absolute(path) {
-            Ok(path) => Some(path),
+            Ok(path) => Some(Given::Directory(path)),
             Err(error) => {
                 findings.invalid("CONTEXT", text, error);
                 None
             }
         },
+        _ if MainContext::parse(text).is_some() => Some(Given::Remote(text.to_owned())),
         Ok(_) => {
             findings.add("invalid-context", format!("the context `{text}` is not a directory")).hint =
                 Some("name the Dockerfile with `-f`, and the directory it copies from as context".into());
             None
         }
-        Err(_) if is_remote(text) => {
-            findings.unsupported("CONTEXT URL", "clone or download it first and give the directory");
+        Err(_) if text.contains("://") => {
+            findings.add("invalid-context", format!("the context `{}` is of no known kind", shown(text))).hint =
+                Some("a directory, a git repository, an http(s) URL or `-` can be a context".into());
             None
         }
         Err(error) => {
@@ -243,11 +291,80 @@ fn context(findings: &mut Findings, text: &str) -> Option<PathBuf> {
     }
 }
 
-fn is_remote(text: &str) -> bool {
-    text.contains("://") || text.starts_with("git@") || text.starts_with("github.com/")
+fn is_url(text: &str) -> bool {
+    text.starts_with("http://") || text.starts_with("https://")
+}
+
+/// The Dockerfile and the context of a build, as the request has them.
+#[derive(Default)]
+struct Opened {
+    source: Source,
+    dockerfile: DockerfileSource,
+    directory: Option<PathBuf>,
+    remote: Option<String>,
+    uploads: BTreeMap<String, PathBuf>,
+    /// Goes with the build.
+    spool: Option<tempfile::TempPath>,
+}
+
+/// Reads what has to be read before the engine is asked. Which of several meanings holds is decided as in buildx.
+fn open(file: Option<&str>, given: Given, context_shown: &Path) -> Result<Opened, Failure> {
+    let file = file.filter(|file| !file.is_empty());
+    let stdin = || dockerfile::read(std::io::stdin().lock(), "standard input");
+    let named = |text: String| Source { name: "Dockerfile".into(), path: None, text };
+    let mut opened = Opened::default();
+    match given {
+        Given::Directory(directory) => {
+            match file {
+                Some(file) if is_url(file) => opened.dockerfile = DockerfileSource::Url(file.to_owned()),
+                _ => opened.source = read_dockerfile(file, &directory, context_shown)?,
+            }
+            opened.directory = Some(directory);
+        }
+        Given::Remote(address) => {
+            match file {
+                Some("-") => opened.source = named(stdin()?),
+                Some(file) if is_url(file) => opened.dockerfile = DockerfileSource::Url(file.to_owned()),
+                Some(file) if Path::new(file).is_absolute() => {
+                    opened.source = read_dockerfile(Some(file), Path::new("/"), context_shown)?;
+                }
+                file => opened.dockerfile = DockerfileSource::Context(file.unwrap_or("Dockerfile").to_owned()),
+            }
+            opened.remote = Some(address);
+        }
+        Given::Stdin => {
+            if file == Some("-") {
+                return Err(Failure::input("invalid-flag", "standard input cannot be both context and Dockerfile"));
+            }
+            let failed = |error: &std::io::Error| Failure::io("cannot read the context from standard input", error);
+            let mut input = std::io::stdin().lock();
+            let mut head = Vec::new();
+            input.by_ref().take(ARCHIVE_HEAD as u64).read_to_end(&mut head).map_err(|error| failed(&error))?;
+            let mut input = std::io::Cursor::new(&head).chain(input);
+            if is_archive(&head) {
+                let mut spool = tempfile::NamedTempFile::new().map_err(|error| failed(&error))?;
+                std::io::copy(&mut input, &mut spool).map_err(|error| failed(&error))?;
+                let spool = spool.into_temp_path();
+                opened.uploads.insert("context".into(), spool.to_path_buf());
+                opened.spool = Some(spool);
+                opened.remote = Some(format!("{UPLOAD}context"));
+                opened.dockerfile = match file {
+                    Some(file) if is_url(file) => DockerfileSource::Url(file.to_owned()),
+                    file => DockerfileSource::Context(file.unwrap_or("Dockerfile").to_owned()),
+                };
+            } else if let Some(file) = file {
+                let message = format!("both standard input and `-f {file}` are Dockerfiles");
+                return Err(Failure::input("invalid-flag", message).hint("give a directory as context"));
+            } else {
+                opened.source = named(dockerfile::read(input, "standard input")?);
+            }
+        }
+    }
+    Ok(opened)
 }
 
 /// A Dockerfile that was read.
+#[derive(Default)]
 struct Source {
     name: String,
     path: Option<PathBuf>,
@@ -286,8 +403,25 @@ fn read_dockerfile(file: Option<&str>, context: &Path, context_shown: &Path) -> 
             "name it with `-f FILE`".into()
         }));
     };
+    of_the_context(&path, context)?;
     let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     Ok(Source { name, text: dockerfile::read_file(&path)?, path: Some(path) })
+}
+
+/// Refuses a Dockerfile that nobody named and that is none of the context's files: a context that was unpacked from somewhere
+/// must not make the build read elsewhere, or wait at a pipe.
+fn of_the_context(path: &Path, context: &Path) -> Result<(), Failure> {
+    let shown = path.display();
+    let refuse = |message: String| Err(Failure::input("dockerfile", message).hint("name it with `-f` if it is meant"));
+    if path.metadata().is_ok_and(|found| !found.is_file()) {
+        return refuse(format!("`{shown}` is not a regular file"));
+    }
+    match (path.canonicalize(), context.canonicalize()) {
+        (Ok(real), Ok(context)) if !real.starts_with(&context) => {
+            refuse(format!("`{shown}` is a link that leads out of the context, to `{}`", real.display()))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn build_args(findings: &mut Findings, flags: &Flags, env: Environment<'_>) -> BTreeMap<String, String> {
@@ -332,6 +466,8 @@ fn source_date_epoch(findings: &mut Findings, build_args: &BTreeMap<String, Stri
     let text = build_args.get("SOURCE_DATE_EPOCH").filter(|text| !text.is_empty())?;
     match text.parse::<i64>() {
         Ok(epoch) if epoch >= 0 => Some(epoch),
+        // `context`, or the name of a context or stage: the frontend knows.
+        Err(_) if text.starts_with(|first: char| first.is_ascii_alphabetic()) => None,
         _ => {
             findings
                 .add("invalid-setting", format!("SOURCE_DATE_EPOCH `{text}` is not a number of seconds since 1970"));
@@ -352,6 +488,17 @@ fn each<T: std::str::FromStr<Err: std::fmt::Display>>(findings: &mut Findings, f
             }
         })
         .collect()
+}
+
+fn allow(findings: &mut Findings, texts: &[String]) -> Vec<Entitlement> {
+    let mut granted = Vec::new();
+    for text in texts {
+        match text.parse() {
+            Ok(entitlement) => granted.push(entitlement),
+            Err(error) => findings.invalid("--allow", text, error),
+        }
+    }
+    granted
 }
 
 fn platforms(findings: &mut Findings, texts: &[String]) -> Vec<Platform> {
@@ -491,9 +638,12 @@ fn named_contexts(findings: &mut Findings, texts: &[String]) -> BTreeMap<String,
                 }
             }
             ContextSource::Image { .. } => {}
-            ContextSource::Other { .. } => {
-                findings.unsupported("--build-context URL", "clone or download it first and give the directory");
-            }
+            ContextSource::Other { url } if MainContext::parse(url).is_some() => {}
+            ContextSource::Other { url } => findings.invalid(
+                "--build-context",
+                &format!("{name}={}", shown(url)),
+                "a directory, docker-image://, oci-layout://, a git repository or an http(s) URL can be a context",
+            ),
         }
         if let ContextSource::Local { path } = &source
             && path.exists()
@@ -518,7 +668,7 @@ fn labels(findings: &mut Findings, texts: &[String]) -> BTreeMap<String, String>
     labels
 }
 
-fn extra_hosts(findings: &mut Findings, texts: &[String]) -> Vec<(String, String)> {
+fn extra_hosts(findings: &mut Findings, texts: &[String], host_network: bool) -> Vec<(String, String)> {
     let mut hosts = Vec::new();
     for text in texts {
         let Some((name, address)) = text.split_once(['=', ':']).filter(|(name, _)| !name.is_empty()) else {
@@ -526,8 +676,11 @@ fn extra_hosts(findings: &mut Findings, texts: &[String]) -> Vec<(String, String
             continue;
         };
         let address = address.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(address);
+        // In the host's network, the host is where its loopback device is.
+        let address = if address == "host-gateway" && host_network { "127.0.0.1" } else { address };
         if address == "host-gateway" {
-            findings.unsupported("--add-host NAME:host-gateway", "give the address");
+            const HINT: &str = "a private network has no way to the host: add `--network=host`, or give an address";
+            findings.unsupported("--add-host NAME:host-gateway", HINT);
         } else if address.parse::<std::net::IpAddr>().is_err() {
             findings.invalid("--add-host", text, format!("`{address}` is not an IP address"));
         } else if name.contains(|char: char| char.is_whitespace() || char.is_control()) {
@@ -582,33 +735,25 @@ fn ulimits(findings: &mut Findings, texts: &[String]) -> Vec<Limit> {
     limits
 }
 
-fn resources(findings: &mut Findings, texts: &[String]) -> ResourceLimits {
+/// Limits of the classic flags, and of `--resource`, which comes last.
+fn resources(findings: &mut Findings, classic: &[(&str, String)], texts: &[String]) -> ResourceLimits {
     let mut limits = ResourceLimits::default();
+    for (key, value) in classic {
+        if let Err(reason) = limits::set(&mut limits, key, value) {
+            findings.invalid(&format!("--{key}"), value, reason);
+        }
+    }
     for field in texts.iter().flat_map(|text| fields_of(text)) {
         let Some((key, value)) = field.split_once('=') else {
             findings.invalid("--resource", &field, "expected LIMIT=VALUE");
             continue;
         };
-        let bytes = |value: &str| match value {
-            "-1" => Ok(-1),
-            value => flags::byte_size(value).and_then(|bytes| i64::try_from(bytes).map_err(|_| "too large".into())),
-        };
-        let number = "expected a number".to_owned();
-        let set = match key.trim() {
-            "memory" => bytes(value).map(|bytes| limits.memory_bytes = bytes),
-            "memory-swap" => bytes(value).map(|bytes| limits.memory_swap_bytes = bytes),
-            "cpu-shares" => value.parse().map(|shares| limits.cpu_shares = shares).map_err(|_| number),
-            "cpu-period" => value.parse().map(|period| limits.cpu_period = period).map_err(|_| number),
-            "cpu-quota" => value.parse().map(|quota| limits.cpu_quota = quota).map_err(|_| number),
-            "cpuset-cpus" => cpu_list(value).map(|list| limits.cpuset_cpus = list),
-            "cpuset-mems" => cpu_list(value).map(|list| limits.cpuset_mems = list),
-            _ => Err("the limit is one of memory, memory-swap, cpu-shares, cpu-period, cpu-quota, cpuset-cpus, \
-                      cpuset-mems"
-                .into()),
-        };
-        if let Err(reason) = set {
+        if let Err(reason) = limits::set(&mut limits, key.trim(), value) {
             findings.invalid("--resource", &field, reason);
         }
+    }
+    if let Err(reason) = limits::check(&limits) {
+        findings.add("invalid-flag", reason);
     }
     limits
 }
@@ -627,15 +772,6 @@ fn fields_of(text: &str) -> Vec<String> {
         }
     }
     fields
-}
-
-fn cpu_list(value: &str) -> Result<String, String> {
-    let legal = !value.is_empty()
-        && value.split(',').all(|part| {
-            let (from, to) = part.split_once('-').unwrap_or((part, part));
-            matches!((from.parse::<u32>(), to.parse::<u32>()), (Ok(from), Ok(to)) if from <= to)
-        });
-    if legal { Ok(value.to_owned()) } else { Err("expected a list such as 0-3 or 0,2".into()) }
 }
 
 fn no_cache(findings: &mut Findings, flags: &Flags) -> NoCache {
@@ -712,12 +848,32 @@ mod tests {
         try_plan(args).unwrap_or_else(|(_, message)| panic!("{args:?} is refused: {message}"))
     }
 
+    /// F1-082, F1-083: classic spellings are those of `--resource`, which has the last word.
+    #[test]
+    fn f1_083_classic_limits_and_the_way_to_the_host() {
+        let plan = accepted(&["-m", "1g", "--memory-swap=-1", "-c", "7", "--cpuset-cpus=0,2", "--cpu-quota", "5"]);
+        let expected = ResourceLimits {
+            memory_bytes: 1 << 30,
+            memory_swap_bytes: -1,
+            cpu_shares: 7,
+            cpu_quota: 5,
+            cpuset_cpus: "0,2".into(),
+            ..ResourceLimits::default()
+        };
+        assert_eq!(plan.request.resources, expected);
+        let plan = accepted(&["--memory=1g", "--resource=memory=2g,cpuset-mems=0", "--cpu-period=9"]);
+        let resources = plan.request.resources;
+        assert_eq!((resources.memory_bytes, resources.cpu_period, &*resources.cpuset_mems), (2 << 30, 9, "0"));
+        for args in [["--cpu-shares", "many"], ["--memory", "-5"], ["--cpuset-mems", "x"], ["--memory-swap", "1g"]] {
+            assert_eq!(try_plan(&args).map(|_| ()).map_err(|(code, _)| code), Err(2), "{args:?}");
+        }
+        let plan = accepted(&["--network=host", "--add-host", "h:host-gateway"]);
+        assert_eq!(plan.request.extra_hosts, [("h".to_owned(), "127.0.0.1".to_owned())]);
+    }
+
     #[test]
     fn every_flag_that_is_not_supported_is_refused_by_its_name() {
         for (args, flag) in [
-            ("--secret id=x", "--secret"),
-            ("--ssh default", "--ssh"),
-            ("--allow network.host", "--allow"),
             ("--cache-from type=local,src=x", "--cache-from"),
             ("--cache-to type=inline", "--cache-to"),
             ("--attest type=sbom", "--attest"),
@@ -727,28 +883,10 @@ mod tests {
             ("--sbom=generator=x", "--sbom"),
             ("--builder remote", "--builder"),
             ("--backend buildkit", "--backend"),
-            ("--check", "--check"),
-            ("--call outline", "--call"),
-            ("--rm=false", "--rm=false"),
-            ("--isolation hyperv", "--isolation"),
             ("--on-failure shell", "--on-failure"),
-            ("--frontend-opt a=b", "--frontend-opt"),
             ("--squash", "--squash"),
             ("--security-opt x", "--security-opt"),
-            ("-m 1g", "--memory"),
-            ("--memory-swap -1", "--memory-swap"),
-            ("-c 512", "--cpu-shares"),
-            ("--cpu-period 1", "--cpu-period"),
-            ("--cpu-quota -1", "--cpu-quota"),
-            ("--cpuset-cpus 0", "--cpuset-cpus"),
-            ("--cpuset-mems 0", "--cpuset-mems"),
-            ("--build-context a=https://x/y.git", "--build-context"),
             ("--add-host a:host-gateway", "--add-host"),
-            ("--file https://x/Dockerfile", "--file"),
-            ("-- -", "CONTEXT -"),
-            ("-- https://github.com/a/b.git", "CONTEXT URL"),
-            ("-- git@github.com:a/b", "CONTEXT URL"),
-            ("-- github.com/a/b", "CONTEXT URL"),
         ] {
             let args: Vec<&str> = args.split(' ').collect();
             let (code, message) = try_plan(&args).expect_err("it is refused");
@@ -810,6 +948,10 @@ mod tests {
             "--resource cpuset-cpus=3-1",
             "--no-cache --no-cache-filter a",
             "--network bridge",
+            "--call what",
+            "--call check,format=xml",
+            "--call check,fun=1",
+            "--check --call outline",
             "--timeout never",
             "--timeout 0",
             "--userns maybe",
@@ -820,7 +962,9 @@ mod tests {
             "-o type=what",
             "-o type=oci",
             "-o type=oci,dest=-,tar=false",
-            "--build-arg SOURCE_DATE_EPOCH=yesterday",
+            "--build-arg SOURCE_DATE_EPOCH=-1",
+            "--build-context a=s3://bucket/x",
+            "-- s3://bucket/x",
             "-f @/missing",
             "--unknown",
             "-- @/missing",
@@ -832,6 +976,33 @@ mod tests {
             let (code, message) = try_plan(&args).expect_err(&format!("{args:?} is refused"));
             assert_eq!(code, 2, "{args:?}: {message}");
         }
+    }
+
+    /// F1-011, F1-013, as buildx decides.
+    #[test]
+    fn contexts_may_be_addresses() {
+        use DockerfileSource::{Context, Given, Url};
+        for (args, remote, dockerfile, lends) in [
+            (
+                &["--", "https://h/a/b.git#main:sub"][..],
+                "https://h/a/b.git#main:sub",
+                Context("Dockerfile".into()),
+                false,
+            ),
+            (&["--", "git@github.com:a/b"], "git@github.com:a/b", Context("Dockerfile".into()), true),
+            (&["--", "ssh://git@h/a"], "ssh://git@h/a", Context("Dockerfile".into()), true),
+            (&["--", "github.com/a/b"], "github.com/a/b", Context("Dockerfile".into()), false),
+            (&["-f", "sub/D", "--", "https://h/c.tar"], "https://h/c.tar", Context("sub/D".into()), false),
+            (&["-f", "https://h/D", "--", "git://h/a"], "git://h/a", Url("https://h/D".into()), false),
+            (&["-f", "@/Dockerfile", "--", "git://h/a"], "git://h/a", Given, false),
+        ] {
+            let request = accepted(args).request;
+            assert_eq!((request.remote_context.as_deref(), request.context), (Some(remote), None), "{args:?}");
+            assert_eq!((request.dockerfile_source, request.session.lend_agent), (dockerfile, lends), "{args:?}");
+        }
+        let request = accepted(&["--build-context=a=git@h:b", "-f", "https://h/D"]).request;
+        assert_eq!((request.dockerfile_source, request.session.lend_agent), (Url("https://h/D".into()), true));
+        assert!(request.context.is_some());
     }
 
     fn check_request(args: &[&str], field: impl Fn(&BuildRequest) -> String, expected: &Expect) {
@@ -1028,6 +1199,32 @@ mod tests {
 
     fn plan_of(line: Line) -> Result<Plan, Failure> {
         plan(line.flags, &|_| None)
+    }
+
+    /// Security plan D13.
+    #[test]
+    fn d13_a_dockerfile_outside_of_the_context_must_be_named() {
+        with_context(|dir| {
+            let elsewhere = tempfile::NamedTempFile::new().expect("a file");
+            std::fs::write(elsewhere.path(), "FROM scratch\n").expect("written");
+            std::fs::remove_file(dir.join("Dockerfile")).expect("removed");
+            std::os::unix::fs::symlink(elsewhere.path(), dir.join("Dockerfile")).expect("a link");
+            let failure = plan_of(Line::parse_from(["build".as_ref(), dir.as_os_str()])).expect_err("it is refused");
+            assert!(failure.error.to_string().contains("leads out of the context"), "{}", failure.error);
+            let named = dir.join("Dockerfile");
+            plan_of(Line::parse_from(["build".as_ref(), "-f".as_ref(), named.as_os_str(), dir.as_os_str()]))
+                .expect("it is taken");
+            std::fs::rename(dir.join("args"), dir.join("real")).expect("renamed");
+            std::fs::remove_file(&named).expect("removed");
+            std::os::unix::fs::symlink("real", &named).expect("a link");
+            assert!(
+                plan_of(Line::parse_from(["build".as_ref(), dir.as_os_str()])).is_ok(),
+                "a link within the context"
+            );
+            std::fs::remove_file(&named).expect("removed");
+            std::fs::create_dir(&named).expect("a directory");
+            assert!(plan_of(Line::parse_from(["build".as_ref(), dir.as_os_str()])).is_err());
+        });
     }
 
     #[test]
