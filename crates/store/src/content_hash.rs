@@ -184,6 +184,12 @@ impl Listing {
         Ok(Self { records })
     }
 
+    /// How many things are in the tree, its root included.
+    #[allow(clippy::len_without_is_empty, reason = "there is always the root")]
+    pub fn len(&self) -> usize {
+        self.records.len()
+    }
+
     /// Whether there is something at this path, which is relative to the root and without links.
     pub fn contains(&self, path: &Path) -> bool {
         self.records.contains_key(&slashes_to_zeros(&[b"/", path.as_os_str().as_bytes()].concat()))

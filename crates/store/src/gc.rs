@@ -211,7 +211,9 @@ impl Store {
             remove_tree(&path)?;
         }
         let (cache_mounts, bytes) = if all { self.remove_cache_mounts()? } else { (0, 0) };
-        pruned.map(|pruned| Pruned { cache_mounts, size_bytes: pruned.size_bytes + interrupted + bytes, ..pruned })
+        let indexes = self.remove_stat_indexes(all)?;
+        let more = interrupted + bytes + indexes;
+        pruned.map(|pruned| Pruned { cache_mounts, size_bytes: pruned.size_bytes + more, ..pruned })
     }
 
     fn mark_and_sweep(&self, db: &Transaction<'_>, all: bool, trash: &mut Vec<PathBuf>) -> Result<Pruned, Failure> {

@@ -9,16 +9,17 @@
 //! had been left alone for a while before the walk began are written down (git's rule for racy timestamps). File systems
 //! of other machines and of user programs, whose inodes and times are those of somebody else, have no index.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use build_engine_oci::Digest;
 use build_engine_rootfs::{Kind, Metadata, Time, Tree};
 
-use crate::content_hash::Index;
+use crate::content_hash::{Index, Listing};
 use crate::layout::Store;
 use crate::{Error, Result};
 
@@ -30,6 +31,12 @@ const SETTLED: i64 = 100_000_000;
 
 /// The same where times have no fractions of a second.
 const SETTLED_COARSE: i64 = 2_100_000_000;
+
+/// How many rows may be of files that are not there any more, besides as many as there are files.
+const SPARE_ROWS: usize = 1024;
+
+/// Age of an index that a prune takes.
+const FORGOTTEN: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
 /// File systems (`f_type` of `statfs`) on which inodes and times are somebody else's: NFS, SMB, CIFS, FUSE, 9p, AFS,
 /// Ceph, Coda, VirtualBox' shared folders.
@@ -132,26 +139,30 @@ impl StatIndex {
         self.root.is_some()
     }
 
-    /// Writes down what was learnt, if anything was. Of what was known before, that stays which `exists` says is there.
+    /// Writes down what was learnt, if anything was. What was known before and is not in `listing` stays for a while: another
+    /// build may have another ignore file.
     ///
     /// # Errors
     /// What the disk refuses; the index of before is then still there.
-    pub fn save(&self, exists: impl Fn(&Path) -> bool) -> Result<()> {
+    pub fn save(&self, listing: &Listing) -> Result<()> {
         let mut learnt = std::mem::take(&mut *self.learnt.lock().unwrap_or_else(PoisonError::into_inner));
         let Some(root) = self.root else { return Ok(()) };
         if learnt.is_empty() {
             return Ok(());
         }
+        let crowded = self.rows.len() + learnt.len() > 2 * listing.len() + SPARE_ROWS;
+        let exists = |path: &[u8]| !crowded || listing.contains(Path::new(OsStr::from_bytes(path)));
         learnt.sort_by(|a, b| a.0.as_os_str().cmp(b.0.as_os_str()));
         let mut text = Encoder::new(root);
-        let mut new = learnt.iter().map(|(path, state, digest)| (path.as_os_str().as_bytes(), state, digest)).peekable();
+        let mut new =
+            learnt.iter().map(|(path, state, digest)| (path.as_os_str().as_bytes(), state, digest)).peekable();
         for row in &self.rows {
             let path = &self.paths[row.path.clone()];
             while let Some(next) = new.next_if(|next| next.0 < path) {
                 text.row(next.0, next.1, next.2);
             }
             let replaced = new.peek().is_some_and(|next| next.0 == path);
-            if !replaced && exists(Path::new(std::ffi::OsStr::from_bytes(path))) {
+            if !replaced && exists(path) {
                 text.row(path, &row.state, &row.digest);
             }
         }
@@ -204,6 +215,23 @@ impl StatIndex {
             self.rows.push(Row { path: previous.clone(), state, digest });
         }
         Some(())
+    }
+}
+
+impl Store {
+    /// Removes indexes that nothing was learnt for in a long time, or all. Returns the bytes freed.
+    pub(crate) fn remove_stat_indexes(&self, all: bool) -> Result<u64> {
+        let folder = self.path("contexts");
+        let mut freed = 0;
+        for entry in fs::read_dir(&folder).map_err(|source| Error::io("read", &folder, source))? {
+            let Ok(entry) = entry else { continue };
+            let Ok(metadata) = entry.metadata() else { continue };
+            let age = metadata.modified().ok().and_then(|time| time.elapsed().ok()).unwrap_or_default();
+            if (all || age > FORGOTTEN) && fs::remove_file(entry.path()).is_ok() {
+                freed += metadata.len();
+            }
+        }
+        Ok(freed)
     }
 }
 
@@ -320,5 +348,134 @@ impl<'a> Reader<'a> {
     fn time(&mut self) -> Option<Time> {
         let seconds = i64::from_le_bytes(self.take(8)?.try_into().ok()?);
         Some(Time { seconds, nanoseconds: u32::from_le_bytes(self.take(4)?.try_into().ok()?) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+    use crate::content_hash::{ContentHash, Question};
+    use crate::copy::View;
+    use crate::layout::StoreOptions;
+
+    struct Bench {
+        dir: tempfile::TempDir,
+        store: Store,
+    }
+
+    impl Bench {
+        fn new(files: &[&str]) -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let store = Store::open(dir.path().join("store"), &StoreOptions { ids: crate::Ids::One }).unwrap();
+            for file in files {
+                let path = dir.path().join("context").join(file);
+                fs::create_dir_all(path.parent().unwrap()).unwrap();
+                fs::write(path, file).unwrap();
+            }
+            Self { dir, store }
+        }
+
+        fn path(&self, file: &str) -> PathBuf {
+            self.dir.path().join("context").join(file)
+        }
+
+        /// Hashes the context; returns its digest, and how many files had to be read.
+        fn hash(&self) -> (Digest, usize) {
+            let tree = Tree::open(self.path("")).unwrap();
+            let index = StatIndex::open(&self.store, &self.path(""), &tree);
+            let counted = Counted { index: &index, misses: Mutex::new(0) };
+            let mut hash = ContentHash::new(View::context(&tree), Some(&counted)).unwrap();
+            let digest = hash.digest(&Question { path: "/".into(), ..Question::default() }).unwrap();
+            index.save(&hash.into_listing()).unwrap();
+            let plain = ContentHash::new(View::context(&tree), None).unwrap();
+            assert_eq!({ plain }.digest(&Question { path: "/".into(), ..Question::default() }).unwrap(), digest);
+            let misses = *counted.misses.lock().unwrap();
+            (digest, misses)
+        }
+    }
+
+    struct Counted<'a> {
+        index: &'a StatIndex,
+        misses: Mutex<usize>,
+    }
+
+    impl Index for Counted<'_> {
+        fn get(&self, path: &Path, metadata: &Metadata) -> Option<Digest> {
+            let found = self.index.get(path, metadata);
+            if found.is_none() && metadata.is_file() {
+                *self.misses.lock().unwrap() += 1;
+            }
+            found
+        }
+
+        fn put(&self, path: &Path, metadata: &Metadata, digest: &Digest) {
+            self.index.put(path, metadata, digest);
+        }
+    }
+
+    fn settle() {
+        std::thread::sleep(Duration::from_millis(150));
+    }
+
+    /// DESIGN 7.1.
+    #[test]
+    fn what_did_not_change_is_not_read_and_what_did_is() {
+        let bench = Bench::new(&["a", "b", "d/c", "d/d", "e/f/g"]);
+        settle();
+        let (first, read) = bench.hash();
+        assert_eq!(read, 5);
+        assert_eq!(bench.hash(), (first.clone(), 0));
+        // Of the same size, with the old time.
+        let before = fs::metadata(bench.path("d/c")).unwrap().modified().unwrap();
+        fs::write(bench.path("d/c"), "XXX").unwrap();
+        fs::File::options().write(true).open(bench.path("d/c")).unwrap().set_modified(before).unwrap();
+        let (second, read) = bench.hash();
+        assert_eq!(read, 1);
+        assert_ne!(first, second);
+        fs::set_permissions(bench.path("a"), fs::Permissions::from_mode(0o600)).unwrap();
+        settle();
+        let (third, _) = bench.hash();
+        assert_ne!(second, third);
+        // Renamed over another one: it has another inode.
+        fs::write(bench.path("new"), "b").unwrap();
+        fs::rename(bench.path("new"), bench.path("b")).unwrap();
+        fs::remove_file(bench.path("d/d")).unwrap();
+        settle();
+        let (fourth, read) = bench.hash();
+        assert_eq!(read, 1, "the one that was renamed");
+        assert_ne!(third, fourth);
+        assert_eq!(bench.hash(), (fourth, 0));
+    }
+
+    /// Git's rule for racy timestamps.
+    #[test]
+    fn what_has_just_been_written_is_read_again() {
+        let bench = Bench::new(&["a"]);
+        let (first, _) = bench.hash();
+        assert_eq!(bench.hash(), (first, 1), "it may have changed in the tick in which it was read");
+        settle();
+        assert_eq!(bench.hash().1, 1);
+        assert_eq!(bench.hash().1, 0);
+    }
+
+    #[test]
+    fn a_damaged_file_counts_as_empty() {
+        let bench = Bench::new(&["a", "b/c"]);
+        settle();
+        let (digest, _) = bench.hash();
+        let file = fs::read_dir(bench.dir.path().join("store/contexts")).unwrap().next().unwrap().unwrap().path();
+        let good = fs::read(&file).unwrap();
+        for at in 0..good.len() {
+            let mut bad = good.clone();
+            bad[at] ^= 0x40;
+            fs::write(&file, bad).unwrap();
+            assert_eq!(bench.hash(), (digest.clone(), 2), "byte {at}");
+        }
+        for length in 0..good.len() {
+            fs::write(&file, &good[..length]).unwrap();
+            assert_eq!(bench.hash(), (digest.clone(), 2), "{length} bytes");
+        }
     }
 }

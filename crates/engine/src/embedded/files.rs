@@ -11,9 +11,9 @@ use build_engine_graph::{
 use build_engine_oci::{Digest, Hasher};
 use build_engine_rootfs::{Ids, Time, Tree, users};
 use build_engine_solver::ContentSelector;
-use build_engine_store::content_hash::{ContentHash, HashError, Question};
+use build_engine_store::content_hash::{ContentHash, HashError, Index, Question};
 use build_engine_store::copy::{self, CopyError, CopySpec, View};
-use build_engine_store::{ActiveLayer, CommitInfo, MountedTree, Snapshot, Store};
+use build_engine_store::{ActiveLayer, CommitInfo, MountedTree, Snapshot, StatIndex, Store};
 
 use super::bundle::io_error;
 use super::missing::Missing;
@@ -25,8 +25,13 @@ use crate::{ExitKind, Report};
 /// Hashes what a vertex selects of `output`.
 pub(super) fn content_digest(store: &Store, output: &Output, selector: &ContentSelector) -> Result<Digest, StepError> {
     let readable = Readable::open(store, output)?;
+    let index = match output {
+        Output::Context(context) => Some(StatIndex::open(store, &context.path, readable.tree())),
+        Output::Snapshot(_) | Output::Lazy(_) => None,
+    };
+    let known = index.as_ref().filter(|index| index.is_kept()).map(|index| index as &dyn Index);
     readable.with_view(|view| {
-        let mut hash = ContentHash::new(view, None).map_err(|error| hash_error(error, "/", output))?;
+        let mut hash = ContentHash::new(view, known).map_err(|error| hash_error(error, "/", output))?;
         let mut digests = Vec::with_capacity(selector.paths.len().max(1));
         for path in &selector.paths {
             digests.push(
@@ -44,6 +49,12 @@ pub(super) fn content_digest(store: &Store, output: &Output, selector: &ContentS
         if selector.paths.is_empty() {
             let all = hash.digest(&Question { path: "/".into(), ..Question::default() });
             digests.push(all.map_err(|error| hash_error(error, "/", output))?);
+        }
+        if let Some(index) = &index
+            && let Err(error) = index.save(&hash.into_listing())
+        {
+            // The next build reads the files again.
+            tracing::warn!(%error, "digests of the context are not remembered");
         }
         match &digests[..] {
             [digest] => Ok(digest.clone()),
@@ -78,6 +89,13 @@ impl<'a> Readable<'a> {
                 Ok(Self::Context(tree, context))
             }
             Output::Lazy(_) => Err(internal("an image whose files are wanted was not fetched")),
+        }
+    }
+
+    fn tree(&self) -> &Tree {
+        match self {
+            Self::Mounted(mounted) => mounted.tree(),
+            Self::Context(tree, _) => tree,
         }
     }
 
