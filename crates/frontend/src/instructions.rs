@@ -4,7 +4,7 @@ use build_engine_dockerfile::expand::Environment;
 use build_engine_dockerfile::{
     ArgPair, Command as CommandLine, Diagnostic, Healthcheck, InstructionKind, KeyValue, Span, Spanned,
 };
-use build_engine_graph::{FileAction, FileActionKind, FileOp, Metadata, Op};
+use build_engine_graph::{FileAction, FileActionKind, FileOp, Metadata, Op, redact_url};
 use build_engine_oci::{self as oci, History, ImageConfig};
 
 use crate::convert::{Converter, Fallible, expansion_error};
@@ -39,11 +39,11 @@ impl Stage<'_> {
         self.state.dir = directory;
     }
 
-    /// Adds a history item.
+    /// Adds a history item. It goes wherever the image goes, so credentials in URLs are hidden; BuildKit keeps them.
     pub(crate) fn remember(&mut self, created_by: String, layer: Layer, epoch: Option<i64>) {
         self.image.history.push(History {
             created: epoch.map(gotext::rfc3339),
-            created_by,
+            created_by: redact_url(&created_by),
             comment: HISTORY_COMMENT.into(),
             empty_layer: layer == Layer::None,
             ..History::default()

@@ -187,7 +187,7 @@ impl Open {
         let Self { base, active, mounted, .. } = self;
         // Nothing may be mounted on a layer that is committed.
         drop(mounted);
-        let info = CommitInfo { description: vertex.name() };
+        let info = CommitInfo { description: vertex.name(), ..CommitInfo::default() };
         let layer = store.commit(active, &info).map_err(|error| StepError::store("cannot keep a layer", &error))?;
         Ok(base.with(layer))
     }

@@ -372,7 +372,8 @@ fn keep(
     shown: &str,
 ) -> Result<FetchedFile, StepError> {
     let failed = |error| StepError::store("cannot keep a file that was fetched", &error);
-    let layer = store.commit(active, &CommitInfo { description: shown.to_owned() }).map_err(failed)?;
+    let layer =
+        store.commit(active, &CommitInfo { description: shown.to_owned(), ..CommitInfo::default() }).map_err(failed)?;
     let snapshot = Snapshot::new(vec![layer]);
     lease.hold(&snapshot).map_err(failed)?;
     file.snapshot = Some(snapshot);
