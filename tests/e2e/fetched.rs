@@ -14,6 +14,7 @@ use build_engine_testkit::peers::output;
 use build_engine_testkit::registry::Reply;
 use build_engine_testkit::{Unavailable, available};
 
+use crate::Bench;
 use crate::cancel::{processes, wait_until};
 use crate::remote::{COMMIT_SECONDS, Web, build, build_of, engine, good, read};
 use crate::secrets::{canary, contains, holders};
@@ -75,7 +76,9 @@ fn questions_are_answered_about_dockerfiles_that_are_fetched() {
 #[test]
 fn s08_credentials_in_addresses_are_shown_and_kept_nowhere() {
     for who in [Who::Root, Who::User] {
-        let Some(engine) = engine(who) else { continue };
+        let Some(bench) = Bench::new(who) else { continue };
+        let engine = &bench.engine;
+        let base = format!("--build-context=base=oci-layout://{}:latest", bench.base.display());
         let web = Web::new();
         let token = canary();
         let with_user = |url: &str| url.replace("http://", &format!("http://me:{token}@"));
@@ -85,7 +88,8 @@ fn s08_credentials_in_addresses_are_shown_and_kept_nowhere() {
         let missing = with_user(&web.url("/missing"));
         let query = format!("{}?token={token}", web.put("/q", "q"));
         let good = format!(
-            "FROM scratch\nADD {file} /f\nADD {query} /q\nADD --keep-git-dir=true {repository} /r\nLABEL a=b\n"
+            "FROM base\nADD {file} /f\nADD {query} /q\nADD --keep-git-dir=true {repository} /r\n\
+             ARG ADDRESS={file}\nRUN : {file}\nRUN --network=none : $ADDRESS\n"
         );
         let failing = format!("FROM scratch\n\nADD {missing} /f\n");
         let wrong = format!("FROM scratch\nADD --checksum=x {file} /f\n");
@@ -99,18 +103,20 @@ fn s08_credentials_in_addresses_are_shown_and_kept_nowhere() {
             let context = context.to_string_lossy();
             for progress in ["plain", "rawjson"] {
                 let progress = format!("--progress={progress}");
-                let run = engine.run(["build", &progress, "-t", "s08", &archive, &metadata, &context]).unwrap();
+                let run = engine
+                    .run(["build", &progress, &base, "-t", "s08", "--output=type=image", &archive, &metadata, &context])
+                    .unwrap();
                 assert_eq!(run.code, Some(code), "{who:?} {text}: {}", run.stderr);
                 runs.push(run);
             }
-            runs.push(engine.run(["build", "--check", &context]).unwrap());
+            runs.push(engine.run(["build", "--check", &base, &context]).unwrap());
         }
         runs.push(engine.run(["build", "--progress=plain", "-t", "s08-git", &repository]).unwrap());
         runs.push(engine.run(["build", "--progress=plain", &missing]).unwrap());
         runs.push(engine.run(["build", "--progress=plain", &with_user(&web.url("/git/none.git"))]).unwrap());
-        runs.push(engine.run(["images", "inspect", "s08"]).unwrap());
-        let history = runs.last().unwrap().stdout.clone();
-        assert!(history.contains("xxxxx:xxxxx@"), "{history}");
+        runs.push(engine.run(["images", "inspect", "--format=json", "s08"]).unwrap());
+        let Run { stdout: history, stderr, .. } = runs.last().unwrap();
+        assert!(history.contains("xxxxx:xxxxx@"), "{history} {stderr}");
         let encoded = STANDARD.encode(format!("me:{token}"));
         let needles = [token.as_bytes(), &encoded.as_bytes()[..encoded.len() - 4]];
         for run in &runs {
@@ -261,4 +267,65 @@ fn what_is_on_its_way_ends_with_the_build() {
             }
         }
     }
+}
+
+/// R12: large files stay pointers, and hooks are not run: neither the repository's, nor those that the user's own settings
+/// would bring.
+#[test]
+fn r12_large_files_and_hooks_start_no_program() {
+    const POINTER: &str = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n";
+    let Some(engine) = engine(Who::User) else { return };
+    let web = Web::new();
+    let work = engine.work();
+    let (canary, bin, home) = (work.join("canary"), work.join("bin"), work.join("home"));
+    let script = format!("#!/bin/sh\necho \"$0 $@\" >> {}\n", canary.display());
+    let executable = |path: &Path| {
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, &script).unwrap();
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+    };
+    let hooks = ["post-checkout", "post-merge", "reference-transaction", "post-index-change", "fsmonitor-watchman"];
+    for hook in hooks {
+        executable(&home.join("template/hooks").join(hook));
+    }
+    for program in ["git-lfs", "git-credential-canary"] {
+        executable(&bin.join(program));
+    }
+    let filter = "[filter \"lfs\"]\n\tsmudge = git-lfs smudge\n\tprocess = git-lfs filter-process\n\trequired = true\n";
+    let config = format!(
+        "{filter}[init]\n\ttemplateDir = {0}/template\n[core]\n\thooksPath = {0}/template/hooks\n\tfsmonitor = git-lfs\n\
+         [credential]\n\thelper = canary\n",
+        home.display()
+    );
+    fs::write(home.join(".gitconfig"), &config).unwrap();
+    let attributes = "*.bin filter=lfs diff=lfs merge=lfs -text\n";
+    let repository = web.repository("lfs", &[(".gitattributes", attributes), ("a.bin", POINTER)], |tree| {
+        for hook in hooks {
+            executable(&tree.join("hooks").join(hook));
+            executable(&tree.join(".githooks").join(hook));
+        }
+        fs::write(tree.join("config"), format!("[core]\n\thooksPath = hooks\n{filter}")).unwrap();
+    });
+    for path in [&bin, &home] {
+        engine.adopt(path).unwrap();
+    }
+    let dest = work.join("lfs-out");
+    let dockerfile = format!("FROM scratch\nADD {repository} /r\nADD --keep-git-dir=true {repository} /k\n");
+    let context = engine.context("lfs", &[("Dockerfile", &dockerfile)]).unwrap();
+    let out = format!("--output={}", dest.display());
+    let mut command = engine.command(["build", "--progress=plain", &out, &context.to_string_lossy()]);
+    command.env("PATH", format!("{}:{}", bin.display(), std::env::var("PATH").unwrap_or_default()));
+    command
+        .env("HOME", &home)
+        .env("GIT_TEMPLATE_DIR", home.join("template"))
+        .env("GIT_CONFIG_GLOBAL", home.join(".gitconfig"));
+    command
+        .env("GIT_CONFIG_COUNT", "1")
+        .env("GIT_CONFIG_KEY_0", "core.hooksPath")
+        .env("GIT_CONFIG_VALUE_0", home.join("template/hooks"));
+    let run = Run::from(command.output().unwrap());
+    assert_eq!(run.code, Some(0), "{}", run.stderr);
+    assert!(!canary.exists(), "{}", read(&canary));
+    assert_eq!(read(&dest.join("r/a.bin")), POINTER);
+    assert!(fs::read_dir(dest.join("k/.git/hooks")).map_or(0, Iterator::count) == 0);
 }

@@ -325,7 +325,13 @@ pub(super) fn copy_error(error: CopyError, asked: &str, source: Option<&Output>)
         }
         next = cause.source();
     }
-    StepError::new(ExitKind::Input, Report::new("copy-failed", "cannot copy").caused_by(&error))
+    let (kind, rule) = match &error {
+        // An archive is read as strictly as a layer, and what is wrong with one ends a build in the same way.
+        CopyError::Content { source, .. } if source.is_limit() => (ExitKind::Limit, "limit"),
+        CopyError::Content { source, .. } if source.is_refusal() => (ExitKind::Integrity, "invalid-archive"),
+        _ => (ExitKind::Input, "copy-failed"),
+    };
+    StepError::new(kind, Report::new(rule, "cannot copy").caused_by(&error))
 }
 
 fn hash_error(error: HashError, asked: &str, output: &Output) -> StepError {
