@@ -38,7 +38,7 @@ fn tar(dir: &Path, args: &[&str]) -> Vec<u8> {
 fn questions_are_answered_about_dockerfiles_that_are_fetched() {
     let Some(engine) = engine(Who::User) else { return };
     let web = Web::new();
-    let text = "# app is a stage\nfrom scratch as app\n# V is a version\nARG V=1\nCOPY a /a\n";
+    let text = "# app is a stage\nFROM scratch as app\n# V is a version\nARG V=1\nCOPY a /a\n";
     let files = [("Dockerfile", text), ("a", "a")];
     let repository = web.repository("asked", &files, |_| {});
     let tree = web.dir.path().join("asked.tree");
@@ -64,6 +64,13 @@ fn questions_are_answered_about_dockerfiles_that_are_fetched() {
             };
             assert_eq!(plain(&found.stdout), plain(&expected.stdout), "{call} {args:?}");
         }
+    }
+    for context in [&repository, &archive, &single] {
+        let run = engine.run(["validate", context]).unwrap();
+        assert_eq!(run.code, Some(0), "{}", run.stderr);
+        let found = format!("{context}:2");
+        assert!(run.stdout.contains(&found) && run.stdout.contains("FromAsCasing"), "{}", run.stdout);
+        assert_eq!(engine.run(["validate", "--offline", context]).unwrap().code, Some(2));
     }
     let run = engine.run(["build", "--check", &web.url("/git/nowhere.git")]).unwrap();
     assert_eq!(run.code, Some(3), "{}", run.stderr);
@@ -328,4 +335,34 @@ fn r12_large_files_and_hooks_start_no_program() {
     assert!(!canary.exists(), "{}", read(&canary));
     assert_eq!(read(&dest.join("r/a.bin")), POINTER);
     assert!(fs::read_dir(dest.join("k/.git/hooks")).map_or(0, Iterator::count) == 0);
+}
+
+/// F1-102: a file that a server keeps gzipped is what it was before, as for BuildKit; any other encoding is left alone.
+#[test]
+fn files_that_are_sent_gzipped_are_unpacked() {
+    use std::io::Write as _;
+    let Some(engine) = engine(Who::User) else { return };
+    let web = Web::new();
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    encoder.write_all(b"plain").unwrap();
+    let packed = encoder.finish().unwrap();
+    let sent = packed.clone();
+    web.server.on(move |request| {
+        let (body, encoding) = match &*request.path {
+            "/gzip" => (sent.clone(), "gzip"),
+            "/br" => (b"br".to_vec(), "br"),
+            "/cut" => (sent[..sent.len() - 4].to_vec(), "gzip"),
+            _ => return None,
+        };
+        Some(Reply::ok("text/plain", body).header("Content-Encoding", encoding))
+    });
+    let sum = build_engine_testkit::sha256(b"plain");
+    let (url, other) = (web.url("/gzip"), web.url("/br"));
+    let dockerfile = format!("FROM scratch\nADD --checksum=sha256:{sum} {url} /a\nADD {url} /b\nADD {other} /c\n");
+    let out = good(build_of(&engine, "gzip", &dockerfile, &[]));
+    for (file, content) in [("a", "plain"), ("b", "plain"), ("c", "br")] {
+        assert_eq!(read(&out.join(file)), content);
+    }
+    let (run, _) = build_of(&engine, "cut", &format!("FROM scratch\nADD {} /a\n", web.url("/cut")), &[]);
+    assert_eq!(run.code, Some(3), "{}", run.stderr);
 }

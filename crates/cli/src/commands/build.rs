@@ -36,7 +36,7 @@ pub(crate) fn run(flags: Flags, settings: &Settings, env: Environment<'_>) -> Re
             DockerfileSource::Given => Some(call::shown_dockerfile(&request, &context, file.as_deref())),
             DockerfileSource::Context(_) | DockerfileSource::Url(_) => None,
         };
-        let code = answer(call, request, shown, user_namespace, timeout, settings);
+        let code = answer(call, request, shown.as_deref(), user_namespace, timeout, settings);
         drop(spool);
         return code;
     }
@@ -89,7 +89,7 @@ pub(crate) fn run(flags: Flags, settings: &Settings, env: Environment<'_>) -> Re
 fn answer(
     call: Call,
     mut request: BuildRequest,
-    shown: Option<String>,
+    shown: Option<&str>,
     user_namespace: UserNamespace,
     timeout: Option<Duration>,
     settings: &Settings,
@@ -105,7 +105,7 @@ fn answer(
                 let result =
                     with_engine(settings, user_namespace, timeout, |engine| async move { engine.check(ask).await })?;
                 fetched(&mut request, &result.dockerfile);
-                call::check(&result, &request, shown.as_ref().unwrap_or(&request.dockerfile_name), call)
+                call::check(&result, &request, shown.unwrap_or(&request.dockerfile_name), call)
             }
             Method::Outline => {
                 let found =
