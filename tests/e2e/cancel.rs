@@ -11,7 +11,7 @@ use build_engine_testkit::peers::output;
 use crate::Bench;
 
 /// The processes with `marker` among their arguments, or started from the engine's own binary (a memfd copy of it too).
-fn processes(marker: Option<&str>, binary: Option<&str>) -> Vec<String> {
+pub(crate) fn processes(marker: Option<&str>, binary: Option<&str>) -> Vec<String> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc").unwrap().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
@@ -29,7 +29,7 @@ fn processes(marker: Option<&str>, binary: Option<&str>) -> Vec<String> {
     found
 }
 
-fn wait_until(what: &str, limit: Duration, mut done: impl FnMut() -> bool) -> Duration {
+pub(crate) fn wait_until(what: &str, limit: Duration, mut done: impl FnMut() -> bool) -> Duration {
     let start = Instant::now();
     while !done() {
         assert!(start.elapsed() < limit, "{what}: not within {limit:?}");

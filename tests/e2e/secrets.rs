@@ -19,7 +19,7 @@ use crate::Bench;
 const WHO: [Who; 3] = [Who::Root, Who::User, Who::OneUid];
 
 /// 32 bytes that are nowhere else.
-fn canary() -> String {
+pub(crate) fn canary() -> String {
     let mut bytes = [0; 16];
     fs::File::open("/dev/urandom").unwrap().read_exact(&mut bytes).unwrap();
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
@@ -39,7 +39,7 @@ fn secret_flag(path: &Path) -> String {
 }
 
 /// Everything below `dir` that contains one of `needles`: as it is, or unpacked.
-fn holders(dir: &Path, needles: &[&[u8]], found: &mut Vec<PathBuf>) {
+pub(crate) fn holders(dir: &Path, needles: &[&[u8]], found: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         let (path, kind) = (entry.path(), entry.file_type().unwrap());
         if kind.is_dir() {
@@ -59,7 +59,7 @@ fn holders(dir: &Path, needles: &[&[u8]], found: &mut Vec<PathBuf>) {
     }
 }
 
-fn contains(bytes: &[u8], needle: &[u8]) -> bool {
+pub(crate) fn contains(bytes: &[u8], needle: &[u8]) -> bool {
     memchr::memmem::find(bytes, needle).is_some()
 }
 

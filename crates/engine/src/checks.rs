@@ -10,9 +10,20 @@ use crate::{BuildError, BuildRequest, ExitKind, Place, Report};
 
 pub use crate::embedded::{check_offline, outline_offline};
 
+/// A Dockerfile as it was read, or fetched.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DockerfileText {
+    /// Its name, for messages.
+    pub name: String,
+    /// Its text.
+    pub text: String,
+}
+
 /// What the build checks found.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CheckResult {
+    /// What was looked at.
+    pub dockerfile: DockerfileText,
     /// What kind of failure the errors are.
     pub kind: ExitKind,
     /// What does not stop a build, in the order of the checks.
@@ -69,6 +80,8 @@ impl Finding {
 /// What can be set in a build of a target.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Outline {
+    /// What was looked at.
+    pub dockerfile: DockerfileText,
     /// Name of the target's stage; empty where it has none.
     pub name: String,
     /// Its description; empty where it has none.

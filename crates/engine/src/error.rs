@@ -3,7 +3,7 @@
 use std::fmt;
 
 use build_engine_dockerfile::Diagnostic;
-use build_engine_graph::SourceSpan;
+use build_engine_graph::{SourceSpan, redact_url, redact_url_in_place};
 use serde::{Deserialize, Serialize};
 
 /// What kind of failure it is; decides the exit code of the command line.
@@ -63,14 +63,16 @@ pub struct Place {
     pub end: usize,
 }
 
+impl Place {
+    /// The bytes `span` of a file. Credentials in URLs of its text are hidden, byte by byte.
+    pub fn new(file: &str, text: &str, span: std::ops::Range<usize>) -> Self {
+        Self { file: file.to_owned(), text: redact_url_in_place(text), start: span.start, end: span.end }
+    }
+}
+
 impl From<&SourceSpan> for Place {
     fn from(span: &SourceSpan) -> Self {
-        Self {
-            file: span.file.name.clone(),
-            text: span.file.text.clone(),
-            start: span.bytes.start,
-            end: span.bytes.end,
-        }
+        Self::new(&span.file.name, &span.file.text, span.bytes.clone())
     }
 }
 
@@ -92,11 +94,11 @@ pub struct Report {
 }
 
 impl Report {
-    /// A report that has only a message.
+    /// A report that has only a message. Credentials in its URLs are hidden.
     pub fn new(rule: impl Into<String>, message: impl Into<String>) -> Self {
         Self {
             rule: rule.into(),
-            message: message.into(),
+            message: redact_url(&message.into()),
             place: None,
             hint: None,
             causes: Vec::new(),
@@ -107,7 +109,7 @@ impl Report {
     /// Adds the way out.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
-        self.hint = Some(hint.into());
+        self.hint = Some(redact_url(&hint.into()));
         self
     }
 
@@ -123,7 +125,7 @@ impl Report {
     pub fn caused_by(mut self, error: &(dyn std::error::Error + 'static)) -> Self {
         let mut next = Some(error);
         while let Some(error) = next {
-            self.causes.push(error.to_string());
+            self.causes.push(redact_url(&error.to_string()));
             next = error.source();
         }
         self
@@ -131,18 +133,10 @@ impl Report {
 
     /// A report of what the Dockerfile parser or the frontend found.
     pub fn from_diagnostic(diagnostic: &Diagnostic, file: &str, text: &str) -> Self {
+        let span = diagnostic.span.start..diagnostic.span.end;
         Self {
-            rule: diagnostic.rule.to_string(),
-            message: diagnostic.message.clone(),
-            place: Some(Place {
-                file: file.to_owned(),
-                text: text.to_owned(),
-                start: diagnostic.span.start,
-                end: diagnostic.span.end,
-            }),
-            hint: diagnostic.hint.clone(),
-            causes: Vec::new(),
-            log_tail: Vec::new(),
+            hint: diagnostic.hint.as_deref().map(redact_url),
+            ..Self::new(diagnostic.rule, &diagnostic.message).at(Some(Place::new(file, text, span)))
         }
     }
 }

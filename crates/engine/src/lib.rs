@@ -19,7 +19,6 @@ mod image;
 mod layout;
 mod mask;
 mod place;
-mod redact;
 mod request;
 mod session;
 pub mod ssh;
@@ -34,7 +33,6 @@ pub use build_engine_registry::{
 pub use entitlement::{Entitlement, UnknownEntitlement};
 pub use error::{BuildError, ExitKind, Place, Report};
 pub use place::{ImageDetails, ImagePlace, PlatformDetails, TransferRequest, Transferred, Variants};
-pub use redact::redact_url;
 pub use request::{
     Annotation, AnnotationTarget, Attestation, BuildRequest, Compression, ContextSource, DockerfileSource,
     ImageOptions, InvalidOutput, Isolation, IsolationReport, Limit, NetworkMode, NoCache, Outcome, Output, OutputDest,

@@ -336,7 +336,7 @@ impl<'a> Converter<'a> {
             text.push_str(&format!(" <<{}", heredoc.name));
         }
         text.push_str(&format!(" {} # buildkit", request.dest));
-        self.stages[id].remember(text, Layer::Made, self.epoch);
+        self.stages[id].remember(&text, Layer::Made, self.epoch);
         let used = from.map(|source| self.stages[source].paths);
         for source in &request.sources {
             if !(request.is_add && (source.starts_with("http://") || source.starts_with("https://"))) {

@@ -71,7 +71,8 @@ pub(crate) struct Draft {
 }
 
 impl Draft {
-    /// Appends a node and returns its first output. `inputs` may hold equal outputs; they become one input.
+    /// Appends a node and returns its first output. `inputs` may hold equal outputs; they become one input. Its name is
+    /// shown to everybody, so credentials in the URLs of it are hidden.
     pub(crate) fn add(
         &mut self,
         op: Op,
@@ -79,6 +80,11 @@ impl Draft {
         platform: Option<Platform>,
         metadata: Metadata,
     ) -> Output {
+        let mut metadata = metadata;
+        let group = metadata.progress_group.iter_mut().map(|group| &mut group.name);
+        for text in group.chain([&mut metadata.name]).chain(metadata.description.values_mut()) {
+            *text = graph::redact_url(text);
+        }
         self.nodes.push(Node { op, inputs, platform, metadata });
         Output { node: self.nodes.len() - 1, output: 0 }
     }

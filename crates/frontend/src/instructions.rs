@@ -4,7 +4,7 @@ use build_engine_dockerfile::expand::Environment;
 use build_engine_dockerfile::{
     ArgPair, Command as CommandLine, Diagnostic, Healthcheck, InstructionKind, KeyValue, Span, Spanned,
 };
-use build_engine_graph::{FileAction, FileActionKind, FileOp, Metadata, Op};
+use build_engine_graph::{FileAction, FileActionKind, FileOp, Metadata, Op, redact_url};
 use build_engine_oci::{self as oci, History, ImageConfig};
 
 use crate::convert::{Converter, Fallible, expansion_error};
@@ -39,11 +39,11 @@ impl Stage<'_> {
         self.state.dir = directory;
     }
 
-    /// Adds a history item.
-    pub(crate) fn remember(&mut self, created_by: String, layer: Layer, epoch: Option<i64>) {
+    /// Adds a history item. It goes wherever the image goes, so credentials in URLs are hidden; BuildKit keeps them.
+    pub(crate) fn remember(&mut self, created_by: &str, layer: Layer, epoch: Option<i64>) {
         self.image.history.push(History {
             created: epoch.map(gotext::rfc3339),
-            created_by,
+            created_by: redact_url(created_by),
             comment: HISTORY_COMMENT.into(),
             empty_layer: layer == Layer::None,
             ..History::default()
@@ -102,7 +102,7 @@ impl<'a> Converter<'a> {
                     stage.state.env.set(&key, &value);
                     env::set_in_list(&mut stage.image.config.env, &key, &value);
                 }
-                stage.remember(text, Layer::None, epoch);
+                stage.remember(&text, Layer::None, epoch);
             }
             InstructionKind::Label(pairs) => {
                 let pairs = self.expand_pairs(id, command, pairs)?;
@@ -112,12 +112,12 @@ impl<'a> Converter<'a> {
                     text.push_str(&format!(" {key}={value}"));
                     stage.image.config.labels.insert(key, value);
                 }
-                stage.remember(text, Layer::None, epoch);
+                stage.remember(&text, Layer::None, epoch);
             }
             InstructionKind::Maintainer(author) => {
                 let stage = &mut self.stages[id];
                 stage.image.author.clone_from(&author.value);
-                stage.remember(format!("MAINTAINER {}", author.value), Layer::None, epoch);
+                stage.remember(&format!("MAINTAINER {}", author.value), Layer::None, epoch);
             }
             InstructionKind::Onbuild { expression, .. } => {
                 self.stages[id].image.config.on_build.push(expression.clone());
@@ -129,7 +129,7 @@ impl<'a> Converter<'a> {
                 }
                 let stage = &mut self.stages[id];
                 let line = command_line(&stage.image, line);
-                stage.remember(format!("CMD {}", gotext::quoted_list(&line)), Layer::None, epoch);
+                stage.remember(&format!("CMD {}", gotext::quoted_list(&line)), Layer::None, epoch);
                 stage.image.config.cmd = (!line.is_empty()).then_some(line);
                 stage.image.config.args_escaped = true;
                 stage.cmd_set = true;
@@ -141,7 +141,7 @@ impl<'a> Converter<'a> {
                 }
                 let stage = &mut self.stages[id];
                 let line = command_line(&stage.image, line);
-                stage.remember(format!("ENTRYPOINT {}", gotext::quoted_list(&line)), Layer::None, epoch);
+                stage.remember(&format!("ENTRYPOINT {}", gotext::quoted_list(&line)), Layer::None, epoch);
                 stage.image.config.entrypoint = (!line.is_empty()).then_some(line);
                 // An inherited command was meant for the inherited entry point.
                 if !stage.cmd_set {
@@ -162,7 +162,7 @@ impl<'a> Converter<'a> {
                 );
                 let stage = &mut self.stages[id];
                 stage.image.config.healthcheck = Some(check);
-                stage.remember(text, Layer::None, epoch);
+                stage.remember(&text, Layer::None, epoch);
             }
             InstructionKind::Expose(written) => {
                 let mut words: Vec<&str> = written.iter().map(|word| word.value.as_str()).collect();
@@ -180,13 +180,13 @@ impl<'a> Converter<'a> {
                     }
                 }
                 let stage = &mut self.stages[id];
-                stage.remember(format!("EXPOSE {}", gotext::list(&exposed)), Layer::None, epoch);
+                stage.remember(&format!("EXPOSE {}", gotext::list(&exposed)), Layer::None, epoch);
                 stage.image.config.exposed_ports.extend(exposed.into_iter().map(|port| (port, MEMBER)));
             }
             InstructionKind::User(user) => {
                 let user = self.expand(id, user, command.at(user.span))?;
                 let stage = &mut self.stages[id];
-                stage.remember(format!("USER {user}"), Layer::None, epoch);
+                stage.remember(&format!("USER {user}"), Layer::None, epoch);
                 stage.state.user.clone_from(&user);
                 stage.image.config.user = user;
             }
@@ -203,7 +203,7 @@ impl<'a> Converter<'a> {
                     volumes.push(path);
                 }
                 let stage = &mut self.stages[id];
-                stage.remember(format!("VOLUME {}", gotext::list(&volumes)), Layer::None, epoch);
+                stage.remember(&format!("VOLUME {}", gotext::list(&volumes)), Layer::None, epoch);
                 stage.image.config.volumes.extend(volumes.into_iter().map(|path| (path, MEMBER)));
             }
             InstructionKind::Stopsignal(signal) => {
@@ -214,12 +214,12 @@ impl<'a> Converter<'a> {
                     return Err(error.with_hint("a name such as SIGTERM or a number").into());
                 }
                 let stage = &mut self.stages[id];
-                stage.remember(format!("STOPSIGNAL {signal}"), Layer::None, epoch);
+                stage.remember(&format!("STOPSIGNAL {signal}"), Layer::None, epoch);
                 stage.image.config.stop_signal = signal;
             }
             InstructionKind::Shell(line) => {
                 let stage = &mut self.stages[id];
-                stage.remember(format!("SHELL {}", gotext::list(line)), Layer::None, epoch);
+                stage.remember(&format!("SHELL {}", gotext::list(line)), Layer::None, epoch);
                 stage.image.config.shell.clone_from(line);
             }
         }
@@ -276,7 +276,7 @@ impl<'a> Converter<'a> {
             }
             stage.args.push((key.clone(), value));
         }
-        self.stages[id].remember(format!("ARG {}", texts.join(" ")), Layer::None, self.epoch);
+        self.stages[id].remember(&format!("ARG {}", texts.join(" ")), Layer::None, self.epoch);
         Ok(())
     }
 
@@ -305,7 +305,7 @@ impl<'a> Converter<'a> {
             let tree = self.draft.add(op, base.into_iter().collect(), None, metadata);
             self.stages[id].state.tree = Some(tree);
         }
-        self.stages[id].remember(format!("WORKDIR {directory}"), layer, self.epoch);
+        self.stages[id].remember(&format!("WORKDIR {directory}"), layer, self.epoch);
         Ok(())
     }
 

@@ -153,7 +153,7 @@ impl<'a> Converter<'a> {
         let tree = self.draft.add(Op::Exec(exec), inputs, Some(platform), metadata);
         let stage = &mut self.stages[id];
         stage.state.tree = Some(tree);
-        stage.remember(format!("RUN {history} # buildkit"), Layer::Made, self.epoch);
+        stage.remember(&format!("RUN {history} # buildkit"), Layer::Made, self.epoch);
         Ok(())
     }
 

@@ -11,8 +11,10 @@
 pub mod event;
 pub mod llb;
 mod op;
+mod redact;
 mod vertex;
 
 pub use event::{Event, EventSink, LogStream, Timestamp, Warning};
 pub use op::*;
+pub use redact::{redact_url, redact_url_in_place};
 pub use vertex::{Edge, Metadata, ProgressGroup, SourceFile, SourceSpan, Vertex, walk};

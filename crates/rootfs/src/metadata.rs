@@ -1,6 +1,7 @@
 //! What `stat` says about an inode, in types.
 
 use std::fmt;
+use std::time::SystemTime;
 
 use rustix::fs::{FileType, Stat, Timespec};
 
@@ -91,6 +92,13 @@ impl Time {
             seconds: nanoseconds.div_euclid(1_000_000_000),
             nanoseconds: nanoseconds.rem_euclid(1_000_000_000) as u32,
         }
+    }
+
+    /// The present.
+    pub fn now() -> Self {
+        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let seconds = i64::try_from(since.as_secs()).unwrap_or(i64::MAX);
+        Self { seconds, nanoseconds: since.subsec_nanos() }
     }
 
     pub(crate) fn timespec(self) -> Timespec {

@@ -174,6 +174,8 @@ impl From<Snapshot> for String {
 pub struct CommitInfo {
     /// For people who look into the store: the step that made it.
     pub description: String,
+    /// When the root of a layer without base was changed; now, where that is left out. Copies of the whole tree have it, no blob does.
+    pub root_time: Option<Time>,
 }
 
 /// What is known about a layer (`meta.json`).
@@ -330,8 +332,8 @@ impl Store {
             let mtime = below.metadata().context("read", &dir)?.mtime;
             Place::new(upper.as_fd(), ".".as_ref(), self.ids()).set_times(mtime).context("write", &dir)?;
         } else {
-            let epoch = Time { seconds: 0, nanoseconds: 0 };
-            Place::new(upper.as_fd(), ".".as_ref(), self.ids()).set_times(epoch).context("write", &dir)?;
+            let time = info.root_time.unwrap_or_else(Time::now);
+            Place::new(upper.as_fd(), ".".as_ref(), self.ids()).set_times(time).context("write", &dir)?;
         }
         let (entries, size_bytes) = (commit.entries, commit.size_bytes);
         let id = LayerId::random();

@@ -9,6 +9,7 @@ mod secrets;
 use std::path::Path;
 use std::time::Duration;
 
+use build_engine_engine::checks::DockerfileText;
 use build_engine_engine::{
     Backend, BuildError, BuildRequest, DockerfileSource, ExitKind, NetworkMode, Outcome, Output, Report, UserNamespace,
 };
@@ -31,12 +32,13 @@ pub(crate) fn run(flags: Flags, settings: &Settings, env: Environment<'_>) -> Re
     let Plan { request, spool, user_namespace, timeout, quiet, verbose, progress, iidfile, metadata_file, call } =
         plan(flags, env)?;
     if let Some(call) = call {
-        if request.dockerfile_source != DockerfileSource::Given {
-            let message = "`--check` and `--call` look at a Dockerfile of this machine only, for now";
-            return Err(Failure::input("unsupported-flag", message).hint("fetch it first, and give its path with `-f`"));
-        }
-        let shown = call::shown_dockerfile(&request, &context, file.as_deref());
-        return answer(call, &request, &shown, user_namespace, timeout, settings);
+        let shown = match request.dockerfile_source {
+            DockerfileSource::Given => Some(call::shown_dockerfile(&request, &context, file.as_deref())),
+            DockerfileSource::Context(_) | DockerfileSource::Url(_) => None,
+        };
+        let code = answer(call, request, shown.as_deref(), user_namespace, timeout, settings);
+        drop(spool);
+        return code;
     }
     let mode = if quiet { ProgressMode::Quiet } else { settings.progress_mode(progress)? };
     for path in [&iidfile, &metadata_file].into_iter().flatten() {
@@ -83,30 +85,45 @@ pub(crate) fn run(flags: Flags, settings: &Settings, env: Environment<'_>) -> Re
     Ok(0)
 }
 
-/// Answers a question about the Dockerfile; nothing is built.
+/// Answers a question about the Dockerfile; nothing is built. `shown` is how a Dockerfile of this machine is called.
 fn answer(
     call: Call,
-    request: &BuildRequest,
-    shown: &str,
+    mut request: BuildRequest,
+    shown: Option<&str>,
     user_namespace: UserNamespace,
     timeout: Option<Duration>,
     settings: &Settings,
 ) -> Result<u8, Failure> {
     let ask = request.clone();
-    let reply = match call.method {
-        Method::Check => {
-            let result =
-                with_engine(settings, user_namespace, timeout, |engine| async move { engine.check(ask).await })?;
-            call::check(&result, request, shown, call)
-        }
-        Method::Outline => {
-            let found =
-                with_engine(settings, user_namespace, timeout, |engine| async move { engine.outline(ask).await })?;
-            call::outline(&found, request, call.json)
-        }
-        Method::Targets => call::targets(request, call.json)?,
-        Method::Describe => call::describe(call.json),
+    let fetched = |request: &mut BuildRequest, dockerfile: &DockerfileText| {
+        request.dockerfile_name.clone_from(&dockerfile.name);
+        request.dockerfile.clone_from(&dockerfile.text);
     };
+    let reply =
+        match call.method {
+            Method::Check => {
+                let result =
+                    with_engine(settings, user_namespace, timeout, |engine| async move { engine.check(ask).await })?;
+                fetched(&mut request, &result.dockerfile);
+                call::check(&result, &request, shown.unwrap_or(&request.dockerfile_name), call)
+            }
+            Method::Outline => {
+                let found =
+                    with_engine(settings, user_namespace, timeout, |engine| async move { engine.outline(ask).await })?;
+                fetched(&mut request, &found.dockerfile);
+                call::outline(&found, &request, call.json)
+            }
+            Method::Targets => {
+                if shown.is_none() {
+                    let found = with_engine(settings, user_namespace, timeout, |engine| async move {
+                        engine.dockerfile(ask).await
+                    })?;
+                    fetched(&mut request, &found);
+                }
+                call::targets(&request, call.json)?
+            }
+            Method::Describe => call::describe(call.json),
+        };
     output::print(&reply.stdout)?;
     match reply.failure {
         Some(failure) => Err(failure),

@@ -1,6 +1,6 @@
 //! `validate`: what is wrong with Dockerfiles, without building them.
 //!
-//! A positional argument that is a directory is a build context: its Dockerfile is checked as `build --check` does, with
+//! A positional argument that is a directory, or an address, is a build context: its Dockerfile is checked as `build --check` does, with
 //! bases resolved unless `--offline`. Any other is a Dockerfile by itself, checked with nothing but its text (and the
 //! ignore file beside it that bears its name): no store, no network, no worker; what this engine refuses to execute is an
 //! error there too, so that a file without errors is one that `build` accepts.
@@ -10,7 +10,7 @@ mod report;
 use std::path::Path;
 
 use build_engine_engine::checks::{CheckResult, Finding, check_offline, request_without_context};
-use build_engine_engine::{BuildRequest, ExitKind, UserNamespace};
+use build_engine_engine::{BuildRequest, DockerfileSource, ExitKind, MainContext, UserNamespace, shown};
 
 use self::report::{Diagnostic, Level};
 use super::build::{Flags as BuildFlags, plan, set_language};
@@ -25,7 +25,7 @@ use crate::ui::to_stderr;
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_help = "Exit codes: 0 no errors, 1 warnings with --strict, 2 errors.")]
 pub(crate) struct Flags {
-    /// Dockerfiles (`-` is standard input), or directories of build contexts
+    /// Dockerfiles (`-` is standard input), or build contexts: directories, repositories, URLs
     #[arg(value_name = "FILE|CONTEXT", required = true)]
     paths: Vec<String>,
     /// Dockerfile of the one CONTEXT [default: CONTEXT/Dockerfile]
@@ -79,12 +79,11 @@ struct Subject {
 /// Checks; returns the exit code.
 pub(crate) fn run(flags: &Flags, settings: &Settings, env: Environment<'_>) -> Result<u8, Failure> {
     let Flags { format, strict, .. } = *flags;
-    let is_directory = |path: &str| Path::new(path).is_dir();
-    if flags.file.is_some() && !matches!(&flags.paths[..], [context] if is_directory(context)) {
-        return Err(Failure::input("invalid-flag", "with `--file`, `validate` takes one directory: the build context")
+    if flags.file.is_some() && !matches!(&flags.paths[..], [context] if is_context(context)) {
+        return Err(Failure::input("invalid-flag", "with `--file`, `validate` takes one build context")
             .hint("`build-engine validate FILE…` checks Dockerfiles by themselves"));
     }
-    let single_context = flags.file.is_some() || matches!(&flags.paths[..], [context] if is_directory(context));
+    let single_context = flags.file.is_some() || matches!(&flags.paths[..], [context] if is_context(context));
     let mut diagnostics = Vec::new();
     let mut subjects = Vec::new();
     for path in &flags.paths {
@@ -143,9 +142,18 @@ fn plural(word: &str, count: usize) -> String {
     format!("{word}{}", if count == 1 { "" } else { "s" })
 }
 
+/// Whether a positional argument is a build context: a directory, or one that is fetched.
+fn is_context(path: &str) -> bool {
+    match Path::new(path).metadata() {
+        _ if path == "-" => false,
+        Ok(metadata) => metadata.is_dir(),
+        Err(_) => MainContext::parse(path).is_some(),
+    }
+}
+
 /// The request that a positional argument stands for.
 fn subject(path: &str, flags: &Flags, env: Environment<'_>) -> Result<Subject, Failure> {
-    let is_context = path != "-" && Path::new(path).is_dir();
+    let is_context = is_context(path);
     let build = BuildFlags {
         // The flags are understood in one place; the directory of a Dockerfile by itself is not looked at.
         context: if is_context { path.to_owned() } else { ".".to_owned() },
@@ -157,7 +165,15 @@ fn subject(path: &str, flags: &Flags, env: Environment<'_>) -> Result<Subject, F
     };
     if is_context {
         let request = plan(build, env)?.request;
-        let file = call::shown_dockerfile(&request, path, flags.file.as_deref());
+        let file = match request.dockerfile_source {
+            DockerfileSource::Given => call::shown_dockerfile(&request, path, flags.file.as_deref()),
+            _ if flags.offline => {
+                let message = format!("the Dockerfile of `{}` has to be fetched", shown(path));
+                return Err(Failure::input("invalid-flag", message).hint("leave `--offline` out"));
+            }
+            DockerfileSource::Context(_) => shown(path),
+            DockerfileSource::Url(ref url) => shown(url),
+        };
         return Ok(Subject { request, file, online: !flags.offline, alone: false });
     }
     let (name, file, text) = match path {

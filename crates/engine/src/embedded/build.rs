@@ -6,12 +6,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use build_engine_dockerfile::{Diagnostic, Level};
 use build_engine_frontend::{self as frontend, Answer, Answers, Lowered, Lowering, MainContext, Question};
-use build_engine_graph::{Event, EventSink, Op, SourceFile, Vertex, Warning, walk};
+use build_engine_graph::{Event, EventSink, Op, SourceFile, Vertex, Warning, redact_url, walk};
 use build_engine_oci::{Digest, Platform, Reference};
 use build_engine_registry::Credentials;
 use build_engine_sandbox as sandbox;
 use build_engine_solver::{Failure, JobOptions, Solver};
-use build_engine_store::{Ids, Store};
+use build_engine_store::{Ids, Lease, Store};
 use futures::future::{BoxFuture, try_join_all};
 use tokio::sync::Semaphore;
 
@@ -45,7 +45,7 @@ const SETTLED: std::time::Duration = std::time::Duration::from_secs(60);
 /// The engine inside a worker: one store, one solver, any number of builds.
 pub(super) struct Engine {
     pub(super) parts: Arc<Parts>,
-    solver: Solver<BuildOps>,
+    pub(super) solver: Solver<BuildOps>,
     notes: Vec<String>,
     mode: String,
 }
@@ -135,40 +135,8 @@ impl Engine {
             return Err(BuildError::new(ExitKind::Input, Report::new("unsupported", message)));
         }
         self.isolate(request.isolation, &sink)?;
-        let images = Arc::new(Images::new(Arc::clone(&self.parts.remote), policy(&request)));
-        let lease =
-            self.parts.store.lease().map_err(|error| step_error(StepError::store("cannot take a lease", &error)))?;
-        let lease = Arc::new(lease);
-        let http = Arc::new(Http::new(
-            Arc::clone(&self.parts),
-            caller.clone(),
-            Arc::clone(&lease),
-            request.allow_private_urls,
-            request.uploads.clone(),
-        ));
-        let git = Arc::new(Git::new(Arc::clone(&self.parts), Arc::clone(&lease)));
-        let make_ops = |request: &BuildRequest, lowered: Option<&Lowered>| {
-            Arc::new(BuildOps {
-                parts: Arc::clone(&self.parts),
-                images: Arc::clone(&images),
-                secrets: Arc::new(Secrets::new(caller.clone())),
-                secrets_in_layers: request.allow.contains(&Entitlement::SecretInLayer),
-                caller: caller.clone(),
-                http: Arc::clone(&http),
-                git: Arc::clone(&git),
-                contexts: self.contexts(request),
-                limits: limits(request),
-                strict: request.isolation == Isolation::Strict,
-                keep_failed: request.keep_failed,
-                trees: Mutex::default(),
-                fallbacks: Mutex::default(),
-                shm_size_bytes: request.shm_size_bytes,
-                lease: Arc::clone(&lease),
-                read_sources: lowered.map(read_sources).unwrap_or_default(),
-                network_wanted: lowered.is_some_and(runs_in_default_network).into(),
-            })
-        };
-        let early = Early { solver: &self.solver, ops: make_ops(&request, None), sink: &sink };
+        let sources = self.sources(&request, &caller)?;
+        let early = Early { solver: &self.solver, ops: self.ops(&sources, &request, None), sink: &sink };
         let main = early.open(&mut request).await?;
         if let Some(frontend) = syntax::requested(&request)? {
             Work::start(&sink, &format!("[internal] {frontend} is built in")).done(Ok::<(), &String>(()));
@@ -179,14 +147,15 @@ impl Engine {
         for note in &self.notes {
             sink.emit(Event::Warning(note_warning(note)));
         }
-        let lowered = self.lower(&request, main, Some(&early), &images, &sink).await?;
+        let lowered = self.lower(&request, main, &early, &sources.images, &sink).await?;
         refuse_unsupported_vertices(&lowered)?;
         platforms::refuse_foreign_commands(&lowered, self.parts.launcher.emulators())?;
         entitled::check(&lowered, &request)?;
         for note in entitled::notes(&lowered) {
             sink.emit(Event::Warning(note_warning(&note)));
         }
-        let ops = make_ops(&request, Some(&lowered));
+        let ops = self.ops(&sources, &request, Some(&lowered));
+        let Sources { images, lease, .. } = sources;
         let options = JobOptions { no_cache: request.no_cache == NoCache::All };
         let job = self.solver.job(Arc::clone(&ops), Arc::clone(&sink), options);
         let roots: Vec<_> = lowered.results.iter().filter_map(|result| result.root.clone()).collect();
@@ -258,7 +227,7 @@ impl Engine {
         &self,
         request: &BuildRequest,
         main: MainContext,
-        early: Option<&Early<'_>>,
+        early: &Early<'_>,
         images: &Arc<Images>,
         sink: &Arc<dyn EventSink>,
     ) -> Result<Lowered, BuildError> {
@@ -299,11 +268,17 @@ impl Engine {
     }
 
     /// What the names of images in the Dockerfile stand for.
-    pub(super) async fn lock(&self, request: BuildRequest) -> Result<BTreeMap<String, Digest>, BuildError> {
-        let images = Arc::new(Images::new(Arc::clone(&self.parts.remote), policy(&request)));
+    pub(super) async fn lock(
+        &self,
+        mut request: BuildRequest,
+        caller: Caller,
+    ) -> Result<BTreeMap<String, Digest>, BuildError> {
+        let sources = self.sources(&request, &caller)?;
         let quiet: Arc<dyn EventSink> = Arc::new(|_: Event| {});
-        self.lower(&request, MainContext::Local, None, &images, &quiet).await?;
-        Ok(images.resolved())
+        let early = Early { solver: &self.solver, ops: self.ops(&sources, &request, None), sink: &quiet };
+        let main = early.open(&mut request).await?;
+        self.lower(&request, main, &early, &sources.images, &quiet).await?;
+        Ok(sources.images.resolved())
     }
 
     /// Names in the image store.
@@ -428,6 +403,61 @@ fn context_text(source: &ContextSource) -> String {
     }
 }
 
+/// What the sources of one build, or of one question, share.
+pub(super) struct Sources {
+    caller: Caller,
+    pub(super) images: Arc<Images>,
+    lease: Arc<Lease>,
+    http: Arc<Http>,
+    git: Arc<Git>,
+}
+
+impl Engine {
+    /// Prepares to fetch what a request names.
+    pub(super) fn sources(&self, request: &BuildRequest, caller: &Caller) -> Result<Sources, BuildError> {
+        let lease =
+            self.parts.store.lease().map_err(|error| step_error(StepError::store("cannot take a lease", &error)))?;
+        let lease = Arc::new(lease);
+        let http = Http::new(
+            Arc::clone(&self.parts),
+            caller.clone(),
+            Arc::clone(&lease),
+            request.allow_private_urls,
+            request.uploads.clone(),
+        );
+        Ok(Sources {
+            caller: caller.clone(),
+            images: Arc::new(Images::new(Arc::clone(&self.parts.remote), policy(request))),
+            http: Arc::new(http),
+            git: Arc::new(Git::new(Arc::clone(&self.parts), Arc::clone(&lease))),
+            lease,
+        })
+    }
+
+    /// What executes the vertices of a request; without a graph, those that are fetched before there is one.
+    pub(super) fn ops(&self, sources: &Sources, request: &BuildRequest, lowered: Option<&Lowered>) -> Arc<BuildOps> {
+        Arc::new(BuildOps {
+            parts: Arc::clone(&self.parts),
+            images: Arc::clone(&sources.images),
+            secrets: Arc::new(Secrets::new(sources.caller.clone())),
+            secrets_in_layers: request.allow.contains(&Entitlement::SecretInLayer),
+            caller: sources.caller.clone(),
+            http: Arc::clone(&sources.http),
+            git: Arc::clone(&sources.git),
+            contexts: self.contexts(request),
+            limits: limits(request),
+            strict: request.isolation == Isolation::Strict,
+            keep_failed: request.keep_failed,
+            trees: Mutex::default(),
+            fallbacks: Mutex::default(),
+            shm_size_bytes: request.shm_size_bytes,
+            lease: Arc::clone(&sources.lease),
+            read_sources: lowered.map(read_sources).unwrap_or_default(),
+            network_wanted: lowered.is_some_and(runs_in_default_network).into(),
+        })
+    }
+}
+
 impl Engine {
     /// See [`contexts`]; a build without context has an empty one.
     fn contexts(&self, request: &BuildRequest) -> BTreeMap<String, PathBuf> {
@@ -496,7 +526,7 @@ fn limits(request: &BuildRequest) -> sandbox::Limits {
 pub(super) fn answer<'a>(
     question: Question,
     request: &'a BuildRequest,
-    early: Option<&'a Early<'_>>,
+    early: &'a Early<'_>,
     images: &'a Arc<Images>,
     missing: &'a Mutex<Vec<Report>>,
     sink: &'a Arc<dyn EventSink>,
@@ -519,10 +549,9 @@ pub(super) fn answer<'a>(
                     Err(error) => return Err(image_error(error, &source.identifier, request)),
                 }
             }
-            Question::Time { identifier, attrs } => match early {
-                None => Answer::Time(None),
-                Some(early) => Answer::Time(early.time(&context::source_of(identifier, attrs)).await?),
-            },
+            Question::Time { identifier, attrs } => {
+                Answer::Time(early.time(&context::source_of(identifier, attrs)).await?)
+            }
             Question::File { context, path } => local_file(request, context, path),
         };
         Ok((question, answer))
@@ -563,11 +592,9 @@ fn image_error(error: StepError, identifier: &str, request: &BuildRequest) -> Bu
             .parse::<Reference>()
             .is_ok_and(|base| Some(base.or_latest()) == wanted.clone().map(Reference::or_latest))
     });
-    report.place = stage.map(|stage| Place {
-        file: request.dockerfile_name.clone(),
-        text: request.dockerfile.clone(),
-        start: stage.base.span.start,
-        end: stage.base.span.end,
+    report.place = stage.map(|stage| {
+        let span = stage.base.span.start..stage.base.span.end;
+        Place::new(&request.dockerfile_name, &request.dockerfile, span)
     });
     BuildError::new(error.kind, report)
 }
@@ -603,7 +630,7 @@ fn note_warning(note: &str) -> Warning {
     Warning {
         vertex: None,
         rule: String::new(),
-        message: note.to_owned(),
+        message: redact_url(note),
         detail: String::new(),
         url: String::new(),
         place: None,
@@ -617,7 +644,7 @@ fn diagnostic_warning(diagnostic: &Diagnostic, vertex: Digest, request: &BuildRe
     Warning {
         vertex: Some(vertex),
         rule: diagnostic.rule.to_string(),
-        detail: diagnostic.detail.clone().unwrap_or_default(),
+        detail: diagnostic.detail.as_deref().map(redact_url).unwrap_or_default(),
         url: diagnostic.url.clone().unwrap_or_default(),
         place: is_placed.then(|| (request.dockerfile_name.clone(), lines.line(diagnostic.span.start))),
         ..note_warning(&diagnostic.message)

@@ -1,19 +1,21 @@
 //! Questions about a Dockerfile that build nothing: checks and outlines.
 //!
-//! The frontend finds; this module answers its questions, as for a build (inside the worker, where images can be
-//! resolved) or without a store, a network and a worker: then a base image is taken to set `PATH` and nothing else.
+//! The frontend finds; this module answers its questions, as for a build (inside the worker, where images can be resolved
+//! and a Dockerfile can be fetched; no step is executed) or without a store, a network and a worker: then a base image is taken to set `PATH` and nothing else.
 
 use std::sync::Arc;
 
 use build_engine_dockerfile::{Diagnostic, LineIndex, Span, has_errors, lint};
-use build_engine_frontend::{self as frontend, Answer, Answers, Checked, Checking, Outlining, Question};
-use build_engine_graph::{Event, EventSink, walk};
+use build_engine_frontend::{self as frontend, Answer, Answers, Checked, Checking, MainContext, Outlining, Question};
+use build_engine_graph::{Event, EventSink, redact_url, walk};
 use build_engine_oci::{Digest, Platform};
 
-use super::build::{self, Engine};
-use super::sources::Images;
+use super::build::{self, Engine, Sources};
+use super::context::Early;
+use super::face::Caller;
+use super::ops::BuildOps;
 use super::syntax;
-use crate::checks::{CheckResult, Finding, Outline, OutlineArg, OutlineNeed};
+use crate::checks::{CheckResult, DockerfileText, Finding, Outline, OutlineArg, OutlineNeed};
 use crate::{BuildError, BuildRequest, ExitKind, Place, Report};
 
 /// What a base image is taken to set where none is asked.
@@ -21,43 +23,86 @@ const ASSUMED_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/b
 
 impl Engine {
     /// Checks a request's Dockerfile; bases are resolved as for a build.
-    pub(super) async fn check(&self, request: BuildRequest) -> Result<CheckResult, BuildError> {
-        let images = Arc::new(Images::new(Arc::clone(&self.parts.remote), build::policy(&request)));
-        let input = build::frontend_request(&request);
+    pub(super) async fn check(&self, mut request: BuildRequest, caller: Caller) -> Result<CheckResult, BuildError> {
+        let asking = Asking::new(self, &mut request, &caller).await?;
+        let input = asking.input(&request);
         let mut answers = Answers::new();
         loop {
             match frontend::check(&input, &answers) {
                 Checking::Done(checked) => return Ok(result(checked, &request)),
-                Checking::Needs(questions) => answers.extend(self.answer_all(questions, &request, &images).await?),
+                Checking::Needs(questions) => answers.extend(asking.answer(questions, &request).await?),
             }
         }
     }
 
     /// Says what can be set in a build of the request.
-    pub(super) async fn outline(&self, request: BuildRequest) -> Result<Outline, BuildError> {
-        let images = Arc::new(Images::new(Arc::clone(&self.parts.remote), build::policy(&request)));
-        let input = build::frontend_request(&request);
+    pub(super) async fn outline(&self, mut request: BuildRequest, caller: Caller) -> Result<Outline, BuildError> {
+        let asking = Asking::new(self, &mut request, &caller).await?;
+        let input = asking.input(&request);
         let mut answers = Answers::new();
         loop {
             match frontend::outline(&input, &answers) {
                 Err(errors) => return Err(build::diagnostics_error(&errors, &request)),
                 Ok(Outlining::Done(found)) => return Ok(outline(*found, &request)),
-                Ok(Outlining::Needs(questions)) => answers.extend(self.answer_all(questions, &request, &images).await?),
+                Ok(Outlining::Needs(questions)) => answers.extend(asking.answer(questions, &request).await?),
             }
         }
     }
 
-    async fn answer_all(
+    /// Returns a request's Dockerfile, fetched where it has to be.
+    pub(super) async fn dockerfile(
+        &self,
+        mut request: BuildRequest,
+        caller: Caller,
+    ) -> Result<DockerfileText, BuildError> {
+        Asking::new(self, &mut request, &caller).await?;
+        Ok(text_of(&request))
+    }
+}
+
+/// What a question is answered with: the means of a build, of which nothing is seen.
+struct Asking<'a> {
+    engine: &'a Engine,
+    sources: Sources,
+    ops: Arc<BuildOps>,
+    quiet: Arc<dyn EventSink>,
+    main: MainContext,
+}
+
+impl<'a> Asking<'a> {
+    /// Fetches what `request` does not have: its Dockerfile, and what its context is.
+    async fn new(engine: &'a Engine, request: &mut BuildRequest, caller: &Caller) -> Result<Self, BuildError> {
+        let sources = engine.sources(request, caller)?;
+        let ops = engine.ops(&sources, request, None);
+        let quiet: Arc<dyn EventSink> = Arc::new(|_: Event| {});
+        let mut asking = Self { engine, sources, ops, quiet, main: MainContext::Local };
+        asking.main = asking.early().open(request).await?;
+        Ok(asking)
+    }
+
+    fn early(&self) -> Early<'_> {
+        Early { solver: &self.engine.solver, ops: Arc::clone(&self.ops), sink: &self.quiet }
+    }
+
+    fn input<'r>(&self, request: &'r BuildRequest) -> frontend::Request<'r> {
+        let mut input = build::frontend_request(request);
+        input.context = self.main.clone();
+        input
+    }
+
+    async fn answer(
         &self,
         questions: Vec<Question>,
         request: &BuildRequest,
-        images: &Arc<Images>,
     ) -> Result<Vec<(Question, Answer)>, BuildError> {
-        let quiet: Arc<dyn EventSink> = Arc::new(|_: Event| {});
-        let missing = std::sync::Mutex::default();
-        let answer = |question| build::answer(question, request, None, images, &missing, &quiet);
+        let (early, missing) = (self.early(), std::sync::Mutex::default());
+        let answer = |question| build::answer(question, request, &early, &self.sources.images, &missing, &self.quiet);
         futures::future::try_join_all(questions.into_iter().map(answer)).await
     }
+}
+
+fn text_of(request: &BuildRequest) -> DockerfileText {
+    DockerfileText { name: request.dockerfile_name.clone(), text: request.dockerfile.clone() }
 }
 
 /// Checks a request's Dockerfile without a store, a network and a worker: a base is taken to set `PATH` alone, and to be
@@ -143,6 +188,7 @@ fn result(checked: Checked, request: &BuildRequest) -> CheckResult {
     let kind = if limit { ExitKind::Limit } else { ExitKind::Input };
     let finding = |found: Diagnostic| finding(found, &lines, request);
     CheckResult {
+        dockerfile: text_of(request),
         kind,
         warnings: warnings.into_iter().map(finding).collect(),
         errors: errors.into_iter().map(finding).collect(),
@@ -163,17 +209,13 @@ fn finding(found: Diagnostic, lines: &LineIndex<'_>, request: &BuildRequest) -> 
     Finding {
         rule: found.rule.to_owned(),
         is_rule: lint::Rule::named(found.rule).is_some(),
-        message: found.message,
+        message: redact_url(&found.message),
         description: found.detail.unwrap_or_default(),
         url: found.url.unwrap_or_default(),
-        hint: found.hint,
+        hint: found.hint.as_deref().map(redact_url),
         lines: is_placed.then_some((start, end)),
-        place: is_placed.then(|| Place {
-            file: request.dockerfile_name.clone(),
-            text: request.dockerfile.clone(),
-            start: found.span.start,
-            end: found.span.end,
-        }),
+        place: is_placed
+            .then(|| Place::new(&request.dockerfile_name, &request.dockerfile, found.span.start..found.span.end)),
     }
 }
 
@@ -190,6 +232,7 @@ fn outline(found: frontend::Outline, request: &BuildRequest) -> Outline {
         lines: line_range(need.span, &lines),
     };
     Outline {
+        dockerfile: text_of(request),
         name: found.name.unwrap_or_default(),
         description: found.description.unwrap_or_default(),
         args: found

@@ -205,7 +205,7 @@ impl Open {
         let Self { base, active, mounted, .. } = self;
         // Nothing may be mounted on a layer that is committed.
         drop(mounted);
-        let info = CommitInfo { description: vertex.name() };
+        let info = CommitInfo { description: vertex.name(), ..CommitInfo::default() };
         let layer = store.commit(active, &info).map_err(|error| StepError::store("cannot keep a layer", &error))?;
         Ok(base.with(layer))
     }
@@ -343,7 +343,13 @@ pub(super) fn copy_error(error: CopyError, asked: &str, source: Option<&Output>)
         }
         next = cause.source();
     }
-    StepError::new(ExitKind::Input, Report::new("copy-failed", "cannot copy").caused_by(&error))
+    let (kind, rule) = match &error {
+        // An archive is read as strictly as a layer, and what is wrong with one ends a build in the same way.
+        CopyError::Content { source, .. } if source.is_limit() => (ExitKind::Limit, "limit"),
+        CopyError::Content { source, .. } if source.is_refusal() => (ExitKind::Integrity, "invalid-archive"),
+        _ => (ExitKind::Input, "copy-failed"),
+    };
+    StepError::new(kind, Report::new(rule, "cannot copy").caused_by(&error))
 }
 
 fn hash_error(error: HashError, asked: &str, output: &Output) -> StepError {

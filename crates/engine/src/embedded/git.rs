@@ -170,7 +170,7 @@ impl Git {
             }
             let files = Files { time: wish.commit_times.then_some(time), drop_links: !kept };
             files.settle(&tree, 0).map_err(|error| tree_error(&error))?;
-            let snapshot = commit(&store, active, shown)?;
+            let snapshot = commit(&store, active, shown, files.time.map(at))?;
             lease.hold(&snapshot).map_err(|error| StepError::store("cannot hold a repository's files", &error))?;
             let record = NewRecord {
                 canonical: time_key.clone(),
@@ -190,14 +190,23 @@ impl Git {
     }
 }
 
+fn at(seconds: i64) -> Time {
+    Time { seconds, nanoseconds: 0 }
+}
+
 /// Under which the time of a commit is remembered.
 fn time_key(resolved: &Resolved) -> String {
     Digest::sha256(format!("git time {}", resolved.object).as_bytes()).to_string()
 }
 
-fn commit(store: &build_engine_store::Store, active: ActiveLayer, description: String) -> Result<Snapshot, StepError> {
+fn commit(
+    store: &build_engine_store::Store,
+    active: ActiveLayer,
+    description: String,
+    root_time: Option<Time>,
+) -> Result<Snapshot, StepError> {
     let layer = store
-        .commit(active, &CommitInfo { description })
+        .commit(active, &CommitInfo { description, root_time })
         .map_err(|error| StepError::store("cannot keep a repository's files", &error))?;
     Ok(Snapshot::new(vec![layer]))
 }
@@ -238,7 +247,7 @@ struct Files {
 
 impl Files {
     fn settle(&self, tree: &Tree, depth: usize) -> Result<(), build_engine_rootfs::Error> {
-        let time = self.time.map(|seconds| Time { seconds, nanoseconds: 0 });
+        let time = self.time.map(at);
         for name in tree.read_dir("/")? {
             let Some(found) = tree.find(&name, false)? else { continue };
             let mode = found.mode & 0o777;

@@ -16,9 +16,11 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use build_engine_graph::redact_url;
 use build_engine_registry::shown;
 use serde::{Deserialize, Serialize};
 
+use super::lent_agent::LentAgent;
 use crate::ssh::{AgentSource, DEFAULT_ID};
 use crate::{BuildError, ExitKind, Report, Session};
 
@@ -218,6 +220,8 @@ fn fetch(here: &dyn Fn(&[&str]) -> Result<String, BuildError>, resolved: &Resolv
 /// Git, set up for one repository.
 struct Git<'a> {
     environment: Vec<(OsString, OsString)>,
+    /// Served as long as git may run.
+    _agent: Option<LentAgent>,
     shown: String,
     ended: &'a AtomicBool,
 }
@@ -225,7 +229,7 @@ struct Git<'a> {
 impl<'a> Git<'a> {
     fn new(remote: &Remote, session: &Session, ended: &'a AtomicBool) -> Result<Self, BuildError> {
         check_url(&remote.url)?;
-        let agent = agent(remote, session)?;
+        let (socket, lent) = agent(remote, session)?;
         let mut config: Vec<(String, String)> =
             CONFIG.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         config.push(("remote.origin.url".to_owned(), without_user(&remote.url)));
@@ -234,7 +238,7 @@ impl<'a> Git<'a> {
         }
         let mut environment: Vec<(OsString, OsString)> =
             session.environment.variables().filter(|(name, _)| is_passed_on(name)).collect();
-        environment.extend(agent.map(|socket| ("SSH_AUTH_SOCK".into(), socket.into_os_string())));
+        environment.extend(socket.map(|socket| ("SSH_AUTH_SOCK".into(), socket.into_os_string())));
         let mut set = |name: &str, value: &str| environment.push((name.into(), value.into()));
         set("HOME", "/dev/null");
         set("GIT_CONFIG_NOSYSTEM", "1");
@@ -244,14 +248,14 @@ impl<'a> Git<'a> {
         set("GIT_TERMINAL_PROMPT", "0");
         set("GIT_ALLOW_PROTOCOL", PROTOCOLS);
         set("GIT_LFS_SKIP_SMUDGE", "1");
-        set("GIT_SSH_COMMAND", "ssh -o BatchMode=yes -o ClearAllForwardings=yes");
+        set("GIT_SSH_COMMAND", "ssh -a -x -o BatchMode=yes -o ClearAllForwardings=yes");
         set("LC_ALL", "C");
         set("GIT_CONFIG_COUNT", &config.len().to_string());
         for (index, (name, value)) in config.iter().enumerate() {
             set(&format!("GIT_CONFIG_KEY_{index}"), name);
             set(&format!("GIT_CONFIG_VALUE_{index}"), value);
         }
-        Ok(Self { environment, shown: shown(&remote.url), ended })
+        Ok(Self { environment, _agent: lent, shown: shown(&remote.url), ended })
     }
 
     /// Runs git in `cwd`, on a repository and its work tree if there are any, and returns what it writes.
@@ -283,7 +287,8 @@ impl<'a> Git<'a> {
         let mut report = Report::new("git", format!("cannot fetch the repository `{}`", self.shown));
         report.causes.push(format!("`git {command}` failed ({status})"));
         let lines = said.lines().map(str::trim).filter(|line| !line.is_empty()).take(20);
-        report.causes.extend(lines.map(|line| line.chars().filter(|char| !char.is_control()).collect::<String>()));
+        let plain = |line: &str| line.chars().filter(|char| !char.is_control()).collect::<String>();
+        report.causes.extend(lines.map(|line| redact_url(&plain(line))));
         if said.contains("could not read Username") || said.contains("Authentication failed") {
             report.hint = Some("the secret `GIT_AUTH_TOKEN` or `GIT_AUTH_HEADER` says who you are".into());
         } else if denied {
@@ -334,22 +339,28 @@ fn run(mut command: Command, ended: &AtomicBool) -> std::io::Result<(Option<Exit
     Ok((status, out.join().map_err(gone)?, said.join().map_err(gone)?))
 }
 
-/// The socket of the agent for a repository that needs one, where it is not the user's own.
-fn agent(remote: &Remote, session: &Session) -> Result<Option<PathBuf>, BuildError> {
+/// The socket of the agent for a repository that needs one, where it is not the user's own; and who serves it, where that
+/// is this process.
+fn agent(remote: &Remote, session: &Session) -> Result<(Option<PathBuf>, Option<LentAgent>), BuildError> {
     if is_http(&remote.url) || remote.url.to_ascii_lowercase().starts_with("git://") {
-        return Ok(None);
+        return Ok((None, None));
     }
     let refuse = |reason: &str, hint: &str| {
         let message = format!("`{}` {reason}", shown(&remote.url));
         Err(BuildError::new(ExitKind::Denied, Report::new("ssh", message).hint(hint)))
     };
     match session.agents.get(DEFAULT_ID) {
-        Some(AgentSource::Socket(path)) => Ok(Some(path.clone())),
-        Some(AgentSource::Keys(_)) => refuse(
-            "needs an SSH agent, and `--ssh default` is a key file",
-            "add the key to an agent, and leave the file out",
-        ),
-        None if session.lend_agent => Ok(None),
+        Some(AgentSource::Socket(path)) => Ok((Some(path.clone()), None)),
+        Some(keys @ AgentSource::Keys(_)) => {
+            let temporary = session.environment.variables().find(|(name, _)| name == "TMPDIR").map(|(_, value)| value);
+            let temporary = PathBuf::from(temporary.filter(|path| !path.is_empty()).unwrap_or_else(|| "/tmp".into()));
+            let lent = LentAgent::start(keys.clone(), &temporary).map_err(|error| {
+                let report = Report::new("ssh", "cannot make the socket of an ssh agent").caused_by(&error);
+                BuildError::new(ExitKind::Io, report)
+            })?;
+            Ok((Some(lent.socket()), Some(lent)))
+        }
+        None if session.lend_agent => Ok((None, None)),
         None => refuse("needs an SSH agent, which was not given to the build", "give it with `--ssh default`"),
     }
 }

@@ -19,6 +19,7 @@ use build_engine_registry::{self as registry, Download, DownloadRequest, Downloa
 use build_engine_rootfs::Time;
 use build_engine_solver::KeyPart;
 use build_engine_store::{ActiveLayer, CommitInfo, Lease, NewRecord, Record, Snapshot, Store};
+use flate2::write::MultiGzDecoder;
 use tokio::sync::{OnceCell, mpsc};
 
 use super::face::Caller;
@@ -242,10 +243,12 @@ impl Http {
         if answer.length().is_some_and(|length| length > MAX_FILE_BYTES) {
             return Err(too_large(source));
         }
+        // Not asked for, but some servers keep files so; Go unpacks it for BuildKit, and no other encoding.
+        let gzipped = answer.header("content-encoding").is_some_and(|it| it.trim().eq_ignore_ascii_case("gzip"));
         let (pieces, mut queue) = mpsc::channel::<bytes::Bytes>(WAITING_PIECES);
         let (store, file) = (self.parts.store.clone(), NewFile::of(source, &name, modified)?);
         let writer = tokio::task::spawn_blocking(move || {
-            let mut writing = file.begin(&store)?;
+            let mut writing = file.begin(&store, gzipped)?;
             while let Some(piece) = queue.blocking_recv() {
                 writing.write(&piece)?;
             }
@@ -306,7 +309,7 @@ impl Http {
             let unreadable =
                 |error: std::io::Error| super::bundle::io_error("cannot read the context that was sent", &error);
             let mut from = std::fs::File::open(&path).map_err(unreadable)?;
-            let mut writing = file.begin(&store)?;
+            let mut writing = file.begin(&store, false)?;
             let mut buffer = vec![0; 256 << 10];
             loop {
                 match from.read(&mut buffer).map_err(unreadable)? {
@@ -372,7 +375,8 @@ fn keep(
     shown: &str,
 ) -> Result<FetchedFile, StepError> {
     let failed = |error| StepError::store("cannot keep a file that was fetched", &error);
-    let layer = store.commit(active, &CommitInfo { description: shown.to_owned() }).map_err(failed)?;
+    let layer =
+        store.commit(active, &CommitInfo { description: shown.to_owned(), ..CommitInfo::default() }).map_err(failed)?;
     let snapshot = Snapshot::new(vec![layer]);
     lease.hold(&snapshot).map_err(failed)?;
     file.snapshot = Some(snapshot);
@@ -408,33 +412,81 @@ impl NewFile {
         })
     }
 
-    fn begin(self, store: &Store) -> Result<Writing, StepError> {
+    /// Begins to write it; `gzipped` content is unpacked on the way.
+    fn begin(self, store: &Store, gzipped: bool) -> Result<Writing, StepError> {
         let active = store
             .active_layer(&Snapshot::scratch())
             .map_err(|error| StepError::store("cannot prepare a layer for a file", &error))?;
         let tree = active.tree().map_err(|error| StepError::store("cannot open a layer for a file", &error))?;
         let file = tree.create_file(&self.name, self.mode).map_err(|error| tree_error(&error))?;
-        Ok(Writing { new: self, active, file, hasher: Hasher::new() })
+        let content = Content { file, hasher: Hasher::new(), room: MAX_FILE_BYTES };
+        let body = if gzipped { Body::Gzip(Box::new(MultiGzDecoder::new(content))) } else { Body::Plain(content) };
+        Ok(Writing { new: self, active, body })
     }
 }
 
 struct Writing {
     new: NewFile,
     active: ActiveLayer,
+    body: Body,
+}
+
+/// What comes, as it comes.
+enum Body {
+    Plain(Content),
+    Gzip(Box<MultiGzDecoder<Content>>),
+}
+
+/// What the file is to hold.
+struct Content {
     file: std::fs::File,
     hasher: Hasher,
+    /// How many more bytes it may have: a few that arrive can be many that are unpacked.
+    room: u64,
+}
+
+impl Write for Content {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.room = self.room.checked_sub(bytes.len() as u64).ok_or(std::io::ErrorKind::FileTooLarge)?;
+        self.file.write_all(bytes)?;
+        self.hasher.update(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.file.flush()
+    }
+}
+
+fn write_error(error: &std::io::Error) -> StepError {
+    match error.kind() {
+        std::io::ErrorKind::FileTooLarge => {
+            let message = format!("a file that is fetched has more than {MAX_FILE_BYTES} bytes");
+            StepError::new(ExitKind::Limit, Report::new("limit", message))
+        }
+        std::io::ErrorKind::InvalidInput | std::io::ErrorKind::InvalidData | std::io::ErrorKind::UnexpectedEof => {
+            let message = "a file that is fetched is not the gzip data that the server says it is";
+            StepError::new(ExitKind::Source, Report::new("download", message).caused_by(error))
+        }
+        _ => super::bundle::io_error("cannot write a file that is fetched", error),
+    }
 }
 
 impl Writing {
     fn write(&mut self, bytes: &[u8]) -> Result<(), StepError> {
-        self.hasher.update(bytes);
-        self.file
-            .write_all(bytes)
-            .map_err(|error| super::bundle::io_error("cannot write a file that is fetched", &error))
+        match &mut self.body {
+            Body::Plain(content) => content.write_all(bytes),
+            Body::Gzip(decoder) => decoder.write_all(bytes),
+        }
+        .map_err(|error| write_error(&error))
     }
 
     fn finish(self) -> Result<(ActiveLayer, Digest), StepError> {
-        let Self { new, active, file, hasher } = self;
+        let Self { new, active, body } = self;
+        let Content { file, hasher, .. } = match body {
+            Body::Plain(content) => content,
+            Body::Gzip(decoder) => decoder.finish().map_err(|error| write_error(&error))?,
+        };
         drop(file);
         let tree = active.tree().map_err(|error| StepError::store("cannot open a layer for a file", &error))?;
         let change = || {

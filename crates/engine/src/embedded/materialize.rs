@@ -146,7 +146,7 @@ impl Failed {
 pub(super) fn snapshot(store: &Store, view: View<'_>, path: &Path, description: String) -> Result<Snapshot, Failed> {
     let active = store.active_layer(&Snapshot::scratch())?;
     copy::copy_part(view, path, &active.tree()?)?;
-    let layer = store.commit(active, &CommitInfo { description })?;
+    let layer = store.commit(active, &CommitInfo { description, ..CommitInfo::default() })?;
     Ok(Snapshot::new(vec![layer]))
 }
 

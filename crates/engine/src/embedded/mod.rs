@@ -22,6 +22,7 @@ mod http;
 mod kept;
 mod keys;
 mod leak;
+mod lent_agent;
 mod load;
 mod materialize;
 mod missing;
@@ -54,7 +55,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::checks::{CheckResult, Outline};
+use crate::checks::{CheckResult, DockerfileText, Outline};
 use crate::{
     Backend, BuildError, BuildRequest, ExitKind, ImageDetails, ImagePlace, ImageSummary, Outcome, Report, RunRequest,
     Session, StoreOptions, TransferRequest, Transferred, Unsupported, UserNamespace,
@@ -194,7 +195,7 @@ impl Embedded {
     /// # Errors
     /// As [`Backend::build`].
     pub async fn lock(&self, request: BuildRequest) -> Result<BTreeMap<String, Digest>, BuildError> {
-        self.ask(Question::Lock { request: Box::new(request) }).await
+        self.ask_in_session(request, |request| Question::Lock { request }).await
     }
 
     /// Runs the build checks on a request's Dockerfile: all stages, unless it names a target. No step is executed.
@@ -202,7 +203,7 @@ impl Embedded {
     /// # Errors
     /// [`BuildError`] where a base cannot be asked for; what is wrong with the Dockerfile is part of the result.
     pub async fn check(&self, request: BuildRequest) -> Result<CheckResult, BuildError> {
-        self.ask(Question::Check { request: Box::new(request) }).await
+        self.ask_in_session(request, |request| Question::Check { request }).await
     }
 
     /// Says what can be set in a build of a request.
@@ -210,7 +211,15 @@ impl Embedded {
     /// # Errors
     /// As [`Backend::build`].
     pub async fn outline(&self, request: BuildRequest) -> Result<Outline, BuildError> {
-        self.ask(Question::Outline { request: Box::new(request) }).await
+        self.ask_in_session(request, |request| Question::Outline { request }).await
+    }
+
+    /// Returns a request's Dockerfile, fetched where it has to be.
+    ///
+    /// # Errors
+    /// [`BuildError`] where it cannot be had.
+    pub async fn dockerfile(&self, request: BuildRequest) -> Result<DockerfileText, BuildError> {
+        self.ask_in_session(request, |request| Question::Dockerfile { request }).await
     }
 
     /// Lists the names in the image store, sorted.
@@ -279,6 +288,17 @@ impl Embedded {
         self.call(None, |id| Call::Ask { id, question }).await
     }
 
+    /// Asks about a request, whose sources may need its secrets and agents.
+    async fn ask_in_session<T: DeserializeOwned>(
+        &self,
+        request: BuildRequest,
+        question: impl FnOnce(Box<BuildRequest>) -> Question,
+    ) -> Result<T, BuildError> {
+        let session = session_of(&request);
+        let question = question(Box::new(request));
+        self.call_with(None, session, |id| Call::Ask { id, question }).await
+    }
+
     async fn call<T: DeserializeOwned>(
         &self,
         events: Option<Arc<dyn EventSink>>,
@@ -340,6 +360,14 @@ impl Embedded {
         }
         BuildError::internal(message)
     }
+}
+
+/// What a request may ask of this process, whose memory is private from then on if there are secrets in it.
+fn session_of(request: &BuildRequest) -> Arc<Session> {
+    if !request.session.is_empty() {
+        crate::session::keep_memory_private();
+    }
+    Arc::new(request.session.clone())
 }
 
 /// The exit status of a child whose connection has just closed.
@@ -469,10 +497,7 @@ impl Backend for Embedded {
     }
 
     async fn build(&self, request: BuildRequest, events: Arc<dyn EventSink>) -> Result<Outcome, BuildError> {
-        let session = Arc::new(request.session.clone());
-        if !session.is_empty() {
-            crate::session::keep_memory_private();
-        }
+        let session = session_of(&request);
         self.call_with(Some(events), session, |id| Call::Build { id, request: Box::new(request) }).await
     }
 }

@@ -443,7 +443,8 @@ impl BuildOps {
             Some(error) if !self.keep_failed => return Err(error),
             failed => failed,
         };
-        let (parts, info) = (Arc::clone(&self.parts), CommitInfo { description: vertex.name() });
+        let (parts, info) =
+            (Arc::clone(&self.parts), CommitInfo { description: vertex.name(), ..CommitInfo::default() });
         let allowed = self.secrets_in_layers;
         let (layer, leaks) = spawn(move || {
             let leaks = leak::find(&active, &given.secrets)?;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use build_engine_graph::redact_url;
 use build_engine_oci::Digest;
 use build_engine_solver::{Claims, Failure, NewRecord, Record, Records};
 use build_engine_store::Store;
@@ -37,13 +38,14 @@ impl Records for StoreRecords {
     }
 
     fn save(&self, record: NewRecord) {
-        let parts = record.parts.iter().map(|part| serde_json::json!([part.name, part.value])).collect();
+        // The key has the whole text in it; what is kept of it is for people.
+        let parts = record.parts.iter().map(|part| serde_json::json!([part.name, redact_url(&part.value)])).collect();
         let saved = self.store.save_records(&[build_engine_store::NewRecord {
             key: record.key.to_string(),
             canonical: record.canonical.to_string(),
             outputs: record.outputs,
             parts,
-            step: record.name,
+            step: redact_url(&record.name),
         }]);
         if let Err(error) = saved {
             tracing::warn!(%error, "a cache record cannot be saved");

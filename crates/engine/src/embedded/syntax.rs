@@ -21,12 +21,8 @@ pub(super) fn requested(request: &BuildRequest) -> Result<Option<String>, BuildE
     let (name, place) = match (request.build_args.get("BUILDKIT_SYNTAX"), directive) {
         (Some(name), _) => (name.clone(), None),
         (None, Some(directive)) => {
-            let place = Place {
-                file: request.dockerfile_name.clone(),
-                text: request.dockerfile.clone(),
-                start: directive.value.span.start,
-                end: directive.value.span.end,
-            };
+            let span = directive.value.span.start..directive.value.span.end;
+            let place = Place::new(&request.dockerfile_name, &request.dockerfile, span);
             (directive.value.value, Some(place))
         }
         (None, None) => return Ok(None),

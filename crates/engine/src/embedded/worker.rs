@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::build::Engine;
-use super::face::Face;
+use super::face::{Caller, Face};
 use super::frame::{self, Answer, Call, Question};
 use crate::{BuildError, ExitKind, Report};
 
@@ -124,8 +124,8 @@ async fn serve(stream: UnixStream, entered: Result<sandbox::worker::Entered, Bui
                 calls.insert(id, answer(id, &answers, async move { to_value(engine?.run(*request).await?) }));
             }
             Call::Ask { id, question } => {
-                let engine = engine.clone();
-                calls.insert(id, answer(id, &answers, async move { ask(&*engine?, question).await }));
+                let (engine, caller) = (engine.clone(), face.caller(id));
+                calls.insert(id, answer(id, &answers, async move { ask(&*engine?, question, caller).await }));
             }
             Call::Cancel { id } => {
                 if let Some(task) = calls.remove(&id) {
@@ -194,13 +194,14 @@ fn to_value(value: impl serde::Serialize) -> Result<Value, BuildError> {
     serde_json::to_value(value).map_err(|error| BuildError::internal(format!("an answer cannot be written: {error}")))
 }
 
-async fn ask(engine: &Engine, question: Question) -> Result<Value, BuildError> {
+async fn ask(engine: &Engine, question: Question, caller: Caller) -> Result<Value, BuildError> {
     match question {
         Question::Images => to_value(engine.images().await?),
         Question::RemoveImage { name } => to_value(engine.remove_image(name).await?),
-        Question::Lock { request } => to_value(engine.lock(*request).await?),
-        Question::Check { request } => to_value(engine.check(*request).await?),
-        Question::Outline { request } => to_value(engine.outline(*request).await?),
+        Question::Lock { request } => to_value(engine.lock(*request, caller).await?),
+        Question::Check { request } => to_value(engine.check(*request, caller).await?),
+        Question::Outline { request } => to_value(engine.outline(*request, caller).await?),
+        Question::Dockerfile { request } => to_value(engine.dockerfile(*request, caller).await?),
         Question::Tag { image, name } => to_value(engine.tag(image, name).await?),
         Question::Inspect { place } => to_value(engine.inspect(place).await?),
         Question::Verify => to_value(engine.verify().await?),

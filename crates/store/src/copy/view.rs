@@ -3,7 +3,6 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
 
 use build_engine_rootfs::{Entry, Error, Kind, Metadata, Time, Tree, clean};
 
@@ -20,12 +19,6 @@ pub enum Visibility {
 
 /// Decides about a path (relative, without links) that is, or is not, a directory.
 pub type Filter<'a> = dyn Fn(&Path, bool) -> Visibility + Sync + 'a;
-
-fn now() -> Time {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let seconds = i64::try_from(since.as_secs()).expect("the clock's seconds fit");
-    Time { seconds, nanoseconds: since.subsec_nanos() }
-}
 
 /// A tree, with a filter and with owners as its source has them.
 #[derive(Clone, Copy)]
@@ -153,11 +146,12 @@ impl<'a> View<'a> {
         let mut entry = self.tree.read_entry(path)?;
         if self.is_context {
             (entry.metadata.uid, entry.metadata.gid) = (0, 0);
-            if path.as_os_str().is_empty() {
-                // BuildKit's clients do not send the root itself, so it is as new as the build. The checkout's own time
-                // would be a difference between two machines that an epoch could not clamp.
-                entry.metadata.mtime = now();
-            }
+        }
+        if path.as_os_str().is_empty() && (self.is_context || entry.metadata.mtime == Time::default()) {
+            // BuildKit's clients do not send the root itself, so it is as new as the build. The checkout's own time
+            // would be a difference between two machines that an epoch could not clamp. The root of an image has no
+            // time; in BuildKit it is that of unpacking.
+            entry.metadata.mtime = Time::now();
         }
         Ok(entry)
     }
