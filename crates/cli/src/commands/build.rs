@@ -104,6 +104,11 @@ fn answer(
                 with_engine(settings, user_namespace, timeout, |engine| async move { engine.outline(ask).await })?;
             call::outline(&found, request, call.json)
         }
+        Method::ConvertLlb => {
+            let graph =
+                with_engine(settings, user_namespace, timeout, |engine| async move { engine.graph(ask).await })?;
+            call::graph(&graph)
+        }
         Method::Targets => call::targets(request, call.json)?,
         Method::Describe => call::describe(call.json),
     };

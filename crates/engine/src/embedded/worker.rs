@@ -201,6 +201,7 @@ async fn ask(engine: &Engine, question: Question) -> Result<Value, BuildError> {
         Question::Lock { request } => to_value(engine.lock(*request).await?),
         Question::Check { request } => to_value(engine.check(*request).await?),
         Question::Outline { request } => to_value(engine.outline(*request).await?),
+        Question::Graph { request } => engine.graph(*request).await,
         Question::Tag { image, name } => to_value(engine.tag(image, name).await?),
         Question::Inspect { place } => to_value(engine.inspect(place).await?),
         Question::Verify => to_value(engine.verify().await?),
