@@ -185,6 +185,33 @@ fn a_base_for_another_platform_is_found() {
     assert_eq!(found.iter().filter(|found| found.contains("InvalidBaseImagePlatform")).count(), 3, "{found:#?}");
 }
 
+/// The graph as JSON: what `convertllb` of BuildKit's master prints, of the target and of the bases that a build would take.
+#[test]
+fn f1_165_the_graph_of_a_target() {
+    let Some(bench) = Bench::new(Who::Root) else { return };
+    let dockerfile = "FROM base AS first\nRUN make\nFROM scratch\nCOPY Dockerfile /\n";
+    let ask = |more: &[&str]| {
+        let run =
+            bench.build("graph", &[("Dockerfile", dockerfile)], &[&["--call=convertllb,format=json"], more].concat());
+        assert_eq!(run.code, Some(0), "{}", run.stderr);
+        serde_json::from_str::<Value>(&run.stdout).unwrap_or_else(|_| panic!("{run:?}"))
+    };
+    let ops = |document: &Value, kind: &str| {
+        let ops: Vec<Value> =
+            document["def"].as_object().unwrap().values().filter_map(|op| op.get(kind).cloned()).collect();
+        ops
+    };
+    let first = ask(&["--target=first"]);
+    assert_eq!(first["def"].as_object().unwrap().len(), 3, "{first:#}");
+    assert_eq!(ops(&first, "exec")[0]["meta"]["args"], serde_json::json!(["/bin/sh", "-c", "make"]), "{first:#}");
+    assert!(ops(&first, "source")[0]["identifier"].as_str().unwrap().contains("@sha256:"), "{first:#}");
+    let last = ask(&[]);
+    assert_eq!(ops(&last, "file")[0]["actions"][0]["copy"]["dest"], "/", "{last:#}");
+    let keys = |part: &str| -> Vec<String> { last[part].as_object().unwrap().keys().cloned().collect() };
+    assert_eq!(keys("def"), keys("metadata"));
+    assert_eq!(last["source"]["infos"][0]["filename"], "Dockerfile");
+}
+
 /// F1-008: with `error=true` a build with findings fails before anything runs, and names the rules.
 #[test]
 fn findings_fail_a_build_that_asks_for_it() {

@@ -2,20 +2,25 @@
 //!
 //! The last pattern that matches a path or one of its parents decides; `!` takes a path back in. Patterns are matched by
 //! a small automaton of their own, in time proportional to pattern times path whatever the pattern is. A walk keeps one
-//! [`WalkState`] per directory and so asks each pattern once per entry.
+//! [`WalkState`] per directory and so asks about an entry alone, and only the patterns that its [`index`] finds.
 //!
 //! Paths are relative to the context, with `/` between their parts and none at the ends.
 //!
 //! Source: Dockerfile reference, ".dockerignore file"; moby/patternmatcher for the behaviour. Differences: `\` makes any
 //! next character ordinary (there, `\d` becomes a class of the regular expressions behind it), and `^` is ordinary.
 
+mod index;
+
+use std::sync::Arc;
+
+use self::index::Index;
 use crate::glob::{self, Class, Part};
 
 /// A parsed ignore file.
 #[derive(Debug, Clone, Default)]
 pub struct Ignore {
     patterns: Vec<Pattern>,
-    has_exceptions: bool,
+    index: Index,
 }
 
 /// One pattern.
@@ -45,8 +50,8 @@ pub struct IgnoreError {
 /// Which patterns matched a directory or one of its parents. The default is the root of the context.
 #[derive(Debug, Clone, Default)]
 pub struct WalkState {
-    /// One per pattern, or none at all at the root.
-    matched: Vec<bool>,
+    /// Their positions, sorted.
+    matched: Arc<[usize]>,
 }
 
 /// A pattern that changed, or confirmed, what is said about a path.
@@ -93,6 +98,7 @@ impl Ignore {
             let relative = if cleaned.len() > 1 { cleaned.strip_prefix('/').unwrap_or(&cleaned) } else { &cleaned };
             ignore.add(format!("{mark}{relative}"), index + 1)?;
         }
+        ignore.index = Index::new(&ignore.patterns);
         Ok(ignore)
     }
 
@@ -108,6 +114,7 @@ impl Ignore {
                 ignore.add(pattern.to_owned(), index + 1)?;
             }
         }
+        ignore.index = Index::new(&ignore.patterns);
         Ok(ignore)
     }
 
@@ -125,7 +132,6 @@ impl Ignore {
             return Err(error("malformed pattern"));
         }
         let matcher = Matcher::new(body);
-        self.has_exceptions |= is_exception;
         self.patterns.push(Pattern { text, is_exception, line, matcher });
         Ok(())
     }
@@ -148,17 +154,38 @@ impl Ignore {
     /// Decides about `path`, an entry of the directory that `parent` belongs to.
     pub fn visit(&self, path: &str, parent: &WalkState) -> Verdict {
         let mut verdict = Verdict::default();
-        verdict.state.matched.reserve_exact(self.patterns.len());
-        for (index, pattern) in self.patterns.iter().enumerate() {
-            let inherited = parent.matched.get(index).copied().unwrap_or(false);
+        let mut decide = |index: usize| {
+            verdict.ignored = !self.patterns[index].is_exception;
+            verdict.decided_by = Some(index);
+            verdict.ignored
+        };
+        let mut ignored = false;
+        let mut matched = Vec::new();
+        // What a parent matched holds here as well, in its place among the others.
+        let mut inherited = &*parent.matched;
+        for index in self.index.candidates(&self.patterns, path) {
+            let (before, rest) = inherited.split_at(inherited.partition_point(|inherited| *inherited < index));
+            if let Some(last) = before.last() {
+                ignored = decide(*last);
+            }
+            inherited = rest;
+            let pattern = &self.patterns[index];
             // An exception matters only for what is ignored, another pattern only for what is not.
-            let matches = inherited || (pattern.is_exception == verdict.ignored && pattern.matcher.is_match(path));
-            verdict.state.matched.push(matches);
-            if matches {
-                verdict.ignored = !pattern.is_exception;
-                verdict.decided_by = Some(index);
+            if inherited.first() != Some(&index) && pattern.is_exception == ignored && pattern.matcher.is_match(path) {
+                ignored = decide(index);
+                matched.push(index);
             }
         }
+        if let Some(last) = inherited.last() {
+            decide(*last);
+        }
+        verdict.state = if matched.is_empty() {
+            parent.clone()
+        } else {
+            matched.extend(&*parent.matched);
+            matched.sort_unstable();
+            WalkState { matched: matched.into() }
+        };
         verdict
     }
 
@@ -203,10 +230,7 @@ impl Ignore {
         }
         // What the deciding pattern matched stays matched below; only later exceptions can take something back.
         let later = verdict.decided_by.map_or(0, |index| index + 1);
-        !self.has_exceptions
-            || !self.patterns[later.min(self.patterns.len())..]
-                .iter()
-                .any(|pattern| pattern.is_exception && pattern.matcher.can_match_below(dir))
+        !self.index.exception_below(&self.patterns, dir, later)
     }
 }
 
@@ -217,12 +241,15 @@ enum Matcher {
     Prefix(String),
     /// What follows a leading `**`.
     Suffix(String),
-    Automaton {
-        /// Ordinary characters at the start and at the end: most paths fail there already.
-        prefix: String,
-        suffix: String,
-        tokens: Vec<Token>,
-    },
+    Automaton(Box<Automaton>),
+}
+
+#[derive(Debug, Clone)]
+struct Automaton {
+    /// Ordinary characters at the start and at the end: most paths fail there already.
+    prefix: String,
+    suffix: String,
+    tokens: Vec<Token>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -271,7 +298,25 @@ impl Matcher {
         let prefix = tokens.iter().map_while(chars).collect();
         let mut suffix: Vec<char> = tokens.iter().rev().map_while(chars).collect();
         suffix.reverse();
-        Self::Automaton { prefix, suffix: suffix.into_iter().collect(), tokens }
+        Self::Automaton(Box::new(Automaton { prefix, suffix: suffix.into_iter().collect(), tokens }))
+    }
+
+    /// What every path that matches starts with.
+    fn start(&self) -> &str {
+        match self {
+            Self::Exact(text) | Self::Prefix(text) => text,
+            Self::Suffix(_) => "",
+            Self::Automaton(automaton) => &automaton.prefix,
+        }
+    }
+
+    /// What every path that matches ends with, if `/` is put before it.
+    fn end(&self) -> &str {
+        match self {
+            Self::Exact(text) | Self::Suffix(text) => text,
+            Self::Prefix(_) => "",
+            Self::Automaton(automaton) => &automaton.suffix,
+        }
     }
 
     fn is_match(&self, path: &str) -> bool {
@@ -280,7 +325,8 @@ impl Matcher {
             Self::Prefix(text) => path.starts_with(text.as_str()),
             // `**/name` matches `name` too.
             Self::Suffix(text) => path.ends_with(text.as_str()) || text.strip_prefix('/') == Some(path),
-            Self::Automaton { prefix, suffix, tokens } => {
+            Self::Automaton(automaton) => {
+                let Automaton { prefix, suffix, tokens } = &**automaton;
                 path.starts_with(prefix.as_str()) && path.ends_with(suffix.as_str()) && run(tokens, path).accepts()
             }
         }
@@ -293,7 +339,7 @@ impl Matcher {
             Self::Exact(text) => below(text),
             Self::Prefix(text) => below(text) || dir.starts_with(text.as_str()),
             Self::Suffix(_) => true,
-            Self::Automaton { tokens, .. } => run(tokens, &format!("{dir}/")).is_alive(),
+            Self::Automaton(automaton) => run(&automaton.tokens, &format!("{dir}/")).is_alive(),
         }
     }
 }

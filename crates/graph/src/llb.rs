@@ -9,6 +9,8 @@
 //!
 //! Source: `solver/pb/ops.proto`, `client/llb/{marshal,exec,fileop,merge,diff,source,sourcemap}.go` of BuildKit.
 
+mod json;
+
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
@@ -20,6 +22,8 @@ use crate::{
     FileFromSession, FileOp, MergeOp, Metadata, Mount, MountKind, Network, Op, Owner, ProgressGroup, ProxyEnv,
     SecretEnv, Security, SourceFile, SourceOp, SourceSpan, Ulimit, UserRef, Vertex, walk,
 };
+
+pub use json::definition_json;
 
 /// Largest definition that is decoded. BuildKit's own limit on a message is 16 MiB.
 pub const MAX_DEFINITION_BYTES: usize = 64 << 20;
@@ -172,8 +176,12 @@ pub fn encode_op(op: &Op, inputs: &[Edge], platform: Option<&Platform>) -> Vec<u
 ///
 /// The vertices come inputs first; the last operation has nothing but `edges` as its inputs.
 pub fn encode_definition(edges: &[Edge]) -> Vec<u8> {
+    definition(edges).encode_to_vec()
+}
+
+fn definition(edges: &[Edge]) -> PbDefinition {
     if edges.is_empty() {
-        return Vec::new();
+        return PbDefinition::default();
     }
     let mut definition = PbDefinition { source: Some(PbSource::default()), ..PbDefinition::default() };
     let mut metadata = BTreeMap::new();
@@ -203,7 +211,7 @@ pub fn encode_definition(edges: &[Edge]) -> Vec<u8> {
             })
             .collect(),
     });
-    definition.encode_to_vec()
+    definition
 }
 
 /// The edges that a `pb.Definition` asks for, with everything below them.

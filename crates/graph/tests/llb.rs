@@ -4,10 +4,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use build_engine_graph::llb::{DecodeError, InvalidOp, decode_definition, encode_definition, encode_op};
+use build_engine_graph::llb::{
+    DecodeError, InvalidOp, decode_definition, definition_json, encode_definition, encode_op,
+};
 use build_engine_graph::*;
 use build_engine_oci::{Digest, Platform};
-use expect_test::{Expect, expect};
+use expect_test::{Expect, expect, expect_file};
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
@@ -291,6 +293,15 @@ fn a_graph_of_everything_has_the_digests_that_buildkit_gives_it() {
         Digest::sha256(&encode_definition(&[edge])).to_string(),
         "sha256:fbaa5527ef6482f019db46a752cb3faf7de5d87f5d780b87c420da9544ab501f"
     );
+}
+
+/// The document was compared with protobuf for Python: read with `json_format` and BuildKit's `ops.proto`, each operation has the
+/// bytes that its digest is of (but for the nested definition, which is left out).
+#[test]
+fn f1_165_a_graph_of_everything_as_json() {
+    let document = definition_json(&[full_graph(), base().output()]);
+    expect_file!["llb.json"].assert_eq(&format!("{document:#}\n"));
+    assert_eq!(definition_json(&[]).to_string(), r#"{"def":{},"metadata":{},"source":{}}"#);
 }
 
 /// A field with its number and bytes.

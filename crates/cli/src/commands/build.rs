@@ -122,6 +122,11 @@ fn answer(
                 }
                 call::targets(&request, call.json)?
             }
+            Method::ConvertLlb => {
+                let graph =
+                    with_engine(settings, user_namespace, timeout, |engine| async move { engine.graph(ask).await })?;
+                call::graph(&graph)
+            }
             Method::Describe => call::describe(call.json),
         };
     output::print(&reply.stdout)?;

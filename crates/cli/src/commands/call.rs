@@ -29,6 +29,8 @@ pub(crate) enum Method {
     Targets,
     /// What can be asked.
     Describe,
+    /// The graph.
+    ConvertLlb,
 }
 
 /// The value of `--call`, other than `build`.
@@ -47,7 +49,7 @@ impl Call {
 
 /// Parses `METHOD[,format=text|json][,ignorestatus[=BOOL]]`; `None` is `build`.
 pub(crate) fn parse_call(text: &str) -> Result<Option<Call>, String> {
-    const METHODS: &str = "the methods are build, check, outline, targets and subrequests.describe";
+    const METHODS: &str = "the methods are build, check, outline, targets, convertllb and subrequests.describe";
     let mut fields = text.split(',').map(str::trim);
     let name = fields.next().unwrap_or_default();
     let name = name.strip_prefix("frontend.").unwrap_or(name);
@@ -57,6 +59,7 @@ pub(crate) fn parse_call(text: &str) -> Result<Option<Call>, String> {
         "outline" => Some(Method::Outline),
         "targets" => Some(Method::Targets),
         "subrequests.describe" => Some(Method::Describe),
+        "convertllb" => Some(Method::ConvertLlb),
         _ => return Err(format!("there is no method `{name}`: {METHODS}")),
     };
     let (mut json, mut ignore_status) = (false, false);
@@ -196,6 +199,11 @@ fn frame(file: &str, source: &str, (first, last): (usize, usize)) -> String {
     }
     out.push_str(RULE);
     out
+}
+
+/// Shows the graph; it has no form for people, in BuildKit neither.
+pub(crate) fn graph(graph: &Value) -> Reply {
+    Reply::of(pretty(graph))
 }
 
 /// Shows what can be set.
@@ -400,10 +408,11 @@ mod tests {
             ("outline", Some(Call { method: Method::Outline, ..Call::CHECK })),
             ("frontend.targets", Some(Call { method: Method::Targets, ..Call::CHECK })),
             ("subrequests.describe", Some(Call { method: Method::Describe, ..Call::CHECK })),
+            ("convertllb,format=json", Some(Call { method: Method::ConvertLlb, json: true, ..Call::CHECK })),
         ] {
             assert_eq!(parse_call(text), Ok(expected), "{text:?}");
         }
-        for text in ["convertllb", "check,format=xml", "check,fun=1", "check,ignorestatus=maybe"] {
+        for text in ["converttollb", "check,format=xml", "check,fun=1", "check,ignorestatus=maybe"] {
             assert!(parse_call(text).is_err(), "{text:?}");
         }
     }

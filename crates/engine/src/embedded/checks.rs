@@ -1,4 +1,4 @@
-//! Questions about a Dockerfile that build nothing: checks and outlines.
+//! Questions about a Dockerfile that build nothing: checks, outlines and graphs.
 //!
 //! The frontend finds; this module answers its questions, as for a build (inside the worker, where images can be resolved
 //! and a Dockerfile can be fetched; no step is executed) or without a store, a network and a worker: then a base image is taken to set `PATH` and nothing else.
@@ -6,8 +6,10 @@
 use std::sync::Arc;
 
 use build_engine_dockerfile::{Diagnostic, LineIndex, Span, has_errors, lint};
-use build_engine_frontend::{self as frontend, Answer, Answers, Checked, Checking, MainContext, Outlining, Question};
-use build_engine_graph::{Event, EventSink, redact_url, walk};
+use build_engine_frontend::{
+    self as frontend, Answer, Answers, Checked, Checking, Lowering, MainContext, Outlining, Question,
+};
+use build_engine_graph::{Edge, Event, EventSink, llb, redact_url, walk};
 use build_engine_oci::{Digest, Platform};
 
 use super::build::{self, Engine, Sources};
@@ -45,6 +47,28 @@ impl Engine {
                 Err(errors) => return Err(build::diagnostics_error(&errors, &request)),
                 Ok(Outlining::Done(found)) => return Ok(outline(*found, &request)),
                 Ok(Outlining::Needs(questions)) => answers.extend(asking.answer(questions, &request).await?),
+            }
+        }
+    }
+
+    /// The graph of a request's target, for the first platform asked for.
+    pub(super) async fn graph(
+        &self,
+        mut request: BuildRequest,
+        caller: Caller,
+    ) -> Result<serde_json::Value, BuildError> {
+        request.platforms.truncate(1);
+        let asking = Asking::new(self, &mut request, &caller).await?;
+        let input = asking.input(&request);
+        let mut answers = Answers::new();
+        loop {
+            match frontend::lower(&input, &answers) {
+                Err(errors) => return Err(build::diagnostics_error(&errors, &request)),
+                Ok(Lowering::Done(lowered)) => {
+                    let roots: Vec<Edge> = lowered.results.into_iter().filter_map(|result| result.root).collect();
+                    return Ok(llb::definition_json(&roots));
+                }
+                Ok(Lowering::Needs(questions)) => answers.extend(asking.answer(questions, &request).await?),
             }
         }
     }

@@ -101,6 +101,11 @@ pub(super) enum Question {
         /// The build that would be done.
         request: Box<BuildRequest>,
     },
+    /// The graph of a build, as JSON.
+    Graph {
+        /// The build that would be done.
+        request: Box<BuildRequest>,
+    },
     /// Gives an image of the store another name.
     Tag {
         /// The image.

@@ -222,6 +222,14 @@ impl Embedded {
         self.ask_in_session(request, |request| Question::Dockerfile { request }).await
     }
 
+    /// The graph of a request's target for its first platform, as BuildKit's subrequest `frontend.convertllb` writes it.
+    ///
+    /// # Errors
+    /// As [`Backend::build`].
+    pub async fn graph(&self, request: BuildRequest) -> Result<serde_json::Value, BuildError> {
+        self.ask(Question::Graph { request: Box::new(request) }).await
+    }
+
     /// Lists the names in the image store, sorted.
     ///
     /// # Errors

@@ -202,6 +202,7 @@ async fn ask(engine: &Engine, question: Question, caller: Caller) -> Result<Valu
         Question::Check { request } => to_value(engine.check(*request, caller).await?),
         Question::Outline { request } => to_value(engine.outline(*request, caller).await?),
         Question::Dockerfile { request } => to_value(engine.dockerfile(*request, caller).await?),
+        Question::Graph { request } => engine.graph(*request, caller).await,
         Question::Tag { image, name } => to_value(engine.tag(image, name).await?),
         Question::Inspect { place } => to_value(engine.inspect(place).await?),
         Question::Verify => to_value(engine.verify().await?),
