@@ -33,8 +33,8 @@
 //!
 //! Then come the files of the context, each after a line `-- PATH ATTRIBUTES --`. `../x` lies beside the context.
 //! Attributes: `mode=0755`; `dir`; `-> TARGET` (symbolic link); `=> PATH` (hard link to an earlier file); `bare` (without
-//! the last newline); `crlf` (lines end as on Windows); `bom` (starts with a byte order mark); `tar` or `tar.gz` (an
-//! archive, whose lines are `d PATH MODE UID:GID`, `f PATH MODE UID:GID TEXT` (`\n` in it is a new line), `l PATH TARGET` and `h PATH TARGET`).
+//! the last newline); `crlf` (lines end as on Windows); `bom` (starts with a byte order mark); `tar`, or `tar.` with `gz`,
+//! `bz2`, `xz` or `zst` (an archive, whose lines are `d PATH MODE UID:GID`, `f PATH MODE UID:GID TEXT` (`\n` in it is a new line), `l PATH TARGET` and `h PATH TARGET`).
 //!
 //! **A second build.** A line `-- +2 PATH ATTRIBUTES --` is a file that changes after the first build (`removed`: it goes).
 //! Both builders then build again, and the second images are compared, and which steps came from the cache. Results of
