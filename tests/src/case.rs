@@ -140,6 +140,7 @@ impl Place<'_> {
     /// `text` without what differs between two runs.
     pub fn hide(&self, text: &str) -> String {
         let values = self.values.iter().rev().fold(text.to_owned(), |text, (name, value)| text.replace(value, name));
+        let values = values.replace(&*self.context.to_string_lossy(), "{dir}/context");
         values.replace(&*self.dir.to_string_lossy(), "{dir}").replace(&*self.base.to_string_lossy(), "{base}")
     }
 }

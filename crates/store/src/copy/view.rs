@@ -158,6 +158,9 @@ impl<'a> View<'a> {
                 // would be a difference between two machines that an epoch could not clamp.
                 entry.metadata.mtime = now();
             }
+        } else if path.as_os_str().is_empty() && entry.metadata.mtime == Time::default() {
+            // The root of a tree that no image describes: layers keep no time for it.
+            entry.metadata.mtime = now();
         }
         Ok(entry)
     }
