@@ -33,8 +33,8 @@
 //!
 //! Then come the files of the context, each after a line `-- PATH ATTRIBUTES --`. `../x` lies beside the context.
 //! Attributes: `mode=0755`; `dir`; `-> TARGET` (symbolic link); `=> PATH` (hard link to an earlier file); `bare` (without
-//! the last newline); `crlf` (lines end as on Windows); `bom` (starts with a byte order mark); `tar` or `tar.gz` (an
-//! archive, whose lines are `d PATH MODE UID:GID`, `f PATH MODE UID:GID TEXT` (`\n` in it is a new line), `l PATH TARGET` and `h PATH TARGET`).
+//! the last newline); `crlf` (lines end as on Windows); `bom` (starts with a byte order mark); `tar`, or `tar.` with `gz`,
+//! `bz2`, `xz` or `zst` (an archive, whose lines are `d PATH MODE UID:GID`, `f PATH MODE UID:GID TEXT` (`\n` in it is a new line), `l PATH TARGET` and `h PATH TARGET`).
 //!
 //! **A second build.** A line `-- +2 PATH ATTRIBUTES --` is a file that changes after the first build (`removed`: it goes).
 //! Both builders then build again, and the second images are compared, and which steps came from the cache. Results of
@@ -140,6 +140,7 @@ impl Place<'_> {
     /// `text` without what differs between two runs.
     pub fn hide(&self, text: &str) -> String {
         let values = self.values.iter().rev().fold(text.to_owned(), |text, (name, value)| text.replace(value, name));
+        let values = values.replace(&*self.context.to_string_lossy(), "{dir}/context");
         values.replace(&*self.dir.to_string_lossy(), "{dir}").replace(&*self.base.to_string_lossy(), "{base}")
     }
 }

@@ -3,11 +3,13 @@
 //! Used by [`crate::case`]. Invariant: the same case writes the same bytes, modes and times, whatever the umask is.
 
 use std::fs::{self, File, FileTimes};
+use std::io::Write as _;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use build_engine_testkit::fixtures::{TarWriter, gzip};
 
 /// When every file of a context was last changed.
@@ -72,6 +74,9 @@ impl Entry {
                 }
                 "tar" => content = archive(&text)?,
                 "tar.gz" => content = gzip(&archive(&text)?)?,
+                "tar.bz2" => content = through("bzip2", archive(&text)?)?,
+                "tar.xz" => content = through("xz", archive(&text)?)?,
+                "tar.zst" => content = through("zstd", archive(&text)?)?,
                 other => match other.strip_prefix("mode=") {
                     Some(text) => mode = Some(u32::from_str_radix(text, 8)?),
                     None => bail!("unknown attribute `{other}`"),
@@ -114,6 +119,19 @@ fn archive(lines: &str) -> Result<Vec<u8>> {
         }
     }
     tar.finish()
+}
+
+/// What `program` makes of `bytes`.
+fn through(program: &str, bytes: Vec<u8>) -> Result<Vec<u8>> {
+    let mut command = Command::new(program);
+    let child = command.arg("-c").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
+    let mut child = child.with_context(|| format!("cannot run `{program}`"))?;
+    let mut input = child.stdin.take().context("it was just piped")?;
+    let writer = std::thread::spawn(move || input.write_all(&bytes));
+    let output = child.wait_with_output()?;
+    writer.join().map_err(|_| anyhow!("the writer panicked"))??;
+    ensure!(output.status.success(), "`{program}` failed");
+    Ok(output.stdout)
 }
 
 /// Sets the times of all files and folders, the deepest first, because work inside a folder changes its time.
