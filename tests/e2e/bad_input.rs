@@ -84,13 +84,6 @@ const BAD: &[Bad] = &[
         parts: &["--network=host", "Dockerfile:2"],
     },
     Bad {
-        name: "from-a-directory",
-        dockerfile: "FROM files\nCOPY Dockerfile /x\n",
-        args: &["--build-context=files=."],
-        code: 2,
-        parts: &["not supported yet", "Dockerfile:2"],
-    },
-    Bad {
         name: "other-frontend",
         dockerfile: "# syntax=example.com/other:1\nFROM base\n",
         args: &[],
@@ -99,10 +92,10 @@ const BAD: &[Bad] = &[
     },
     Bad {
         name: "not-yet-executed",
-        dockerfile: "FROM base\nRUN true\nADD https://example.com/x /x\n",
+        dockerfile: "FROM base\nRUN true\nRUN --device=example.com/gpu=all,required true\n",
         args: &[],
         code: 2,
-        parts: &["https://example.com/x", "Dockerfile:3"],
+        parts: &["example.com/gpu=all", "Dockerfile:3"],
     },
 ];
 
