@@ -97,6 +97,13 @@ const BAD: &[Bad] = &[
         code: 3,
         parts: &["http://127.0.0.1:1/x", "Dockerfile:3"],
     },
+    Bad {
+        name: "not-yet-executed",
+        dockerfile: "FROM base\nRUN true\nRUN --device=example.com/gpu=all,required true\n",
+        args: &[],
+        code: 2,
+        parts: &["example.com/gpu=all", "Dockerfile:3"],
+    },
 ];
 
 fn bad_input_is_named(who: Who) {

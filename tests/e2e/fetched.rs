@@ -246,6 +246,16 @@ fn the_root_of_what_is_fetched_has_a_time() {
     }
 }
 
+/// F1-070: so is a build context that a step sees.
+#[test]
+fn the_root_of_a_mounted_context_has_a_time() {
+    let Some(bench) = Bench::new(Who::User) else { return };
+    let began = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    let dockerfile = format!("FROM base\nRUN --mount=type=bind,target=/m test $(stat -c %Y /m) -ge {began}\n");
+    let run = bench.build("mounted", &[("Dockerfile", &dockerfile)], &[]);
+    assert_eq!(run.code, Some(0), "{}", run.stderr);
+}
+
 /// A build that ends takes what it fetches with it: programs, connections, files.
 #[test]
 fn what_is_on_its_way_ends_with_the_build() {
