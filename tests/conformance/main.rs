@@ -353,7 +353,10 @@ fn answer_report(stdout: &str) -> Report {
         match value {
             Value::Object(members) => {
                 // How BuildKit got the Dockerfile, with the session's id, is no answer to the question.
-                members.iter().filter(|(name, _)| *name != "definition").for_each(|(name, value)| flatten(report, &format!("{key}.{name}"), value));
+                members
+                    .iter()
+                    .filter(|(name, _)| *name != "definition")
+                    .for_each(|(name, value)| flatten(report, &format!("{key}.{name}"), value));
             }
             Value::Array(values) => {
                 values.iter().enumerate().for_each(|(index, value)| flatten(report, &format!("{key}[{index}]"), value));
