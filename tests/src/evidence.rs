@@ -1,7 +1,8 @@
 //! Which test shows which row of the feature table: `docs/conformance.md`.
 //!
-//! The table is made of four things: the rows (`tests/conformance/rows.txt`), the conformance cases, tests whose names
-//! carry a row (`fn f1_140_…`) or whose comment does (`// rows: F1-140` above them), and other case files with a `rows:` line. What a case
+//! The table is made of five things: the rows (`tests/conformance/rows.txt`), the conformance cases, tests whose names
+//! carry a row (`fn f1_140_…`) or whose comment does (`/// F1-140: …`, `// rows: F1-140`), other case files with a `rows:` line,
+//! and the table of checks. What a case
 //! says about itself (it fails, it differs) is the result: the case fails where that is not true.
 //!
 //! Invariant: the text depends on the files of the tree alone, so that a table that is not the committed one is a stale one.
@@ -14,11 +15,14 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::case::Case;
 
+/// The table of checks: a test of the command line compares what it finds in each of its Dockerfiles with BuildKit.
+const CHECKS: &str = "crates/frontend/src/tests/checks.txt";
+
 /// One row, or a heading above rows.
 #[derive(Debug)]
 enum Line {
     Heading(String),
-    Row { id: String, feature: String, reason: Option<String> },
+    Row { id: String, feature: String, reason: Option<String>, there: Option<String> },
 }
 
 /// What there is to say about the rows.
@@ -27,6 +31,8 @@ pub struct Evidence {
     lines: Vec<Line>,
     cases: Vec<Case>,
     tests: BTreeMap<String, BTreeSet<String>>,
+    /// How many Dockerfiles of the table of checks are compared with BuildKit, and how many are too new for it.
+    checks: BTreeMap<String, (usize, usize)>,
     pending: BTreeSet<String>,
 }
 
@@ -50,14 +56,15 @@ impl Evidence {
         for path in sources.iter().filter(|path| !path.starts_with(folder.join("cases"))) {
             scan(path, &mut tests)?;
         }
-        let evidence = Evidence { lines, cases, tests, pending: pending.map(str::to_owned).collect() };
+        let checks = checks(&fs::read_to_string(root.join(CHECKS))?);
+        let evidence = Evidence { lines, cases, tests, checks, pending: pending.map(str::to_owned).collect() };
         let known: BTreeSet<&str> = evidence.rows().map(|(id, ..)| id).collect();
         for case in &evidence.cases {
             if let Some(row) = case.rows.iter().find(|row| row.starts_with("F1-") && !known.contains(row.as_str())) {
                 bail!("the case `{}` names the row {row}, which rows.txt does not have", case.name);
             }
         }
-        let mut named = evidence.tests.keys().chain(&evidence.pending);
+        let mut named = evidence.tests.keys().chain(evidence.checks.keys()).chain(&evidence.pending);
         if let Some(row) = named.find(|row| !known.contains(row.as_str())) {
             bail!("a test (or pending.txt) names the row {row}, which rows.txt does not have");
         }
@@ -66,7 +73,7 @@ impl Evidence {
 
     fn rows(&self) -> impl Iterator<Item = (&str, &str, Option<&str>)> {
         self.lines.iter().filter_map(|line| match line {
-            Line::Row { id, feature, reason } => Some((id.as_str(), feature.as_str(), reason.as_deref())),
+            Line::Row { id, feature, reason, .. } => Some((id.as_str(), feature.as_str(), reason.as_deref())),
             Line::Heading(_) => None,
         })
     }
@@ -76,7 +83,7 @@ impl Evidence {
     }
 
     fn has_evidence(&self, row: &str) -> bool {
-        !self.cases_of(row).is_empty() || self.tests.contains_key(row)
+        !self.cases_of(row).is_empty() || self.tests.contains_key(row) || self.checks.contains_key(row)
     }
 
     /// The rows without any evidence that may not lack it: neither have they a reason nor does `pending.txt` list them.
@@ -108,8 +115,9 @@ impl Evidence {
                 Line::Heading(heading) => text.push_str(&format!(
                     "\n## {heading}\n\n| row | feature | shown by | here | BuildKit |\n| --- | --- | --- | --- | --- |\n"
                 )),
-                Line::Row { id, feature, reason } => {
-                    let (shown, here, there) = self.results(id, reason.as_deref());
+                Line::Row { id, feature, reason, there: known } => {
+                    let (shown, here, found) = self.results(id, reason.as_deref());
+                    let there = found.as_deref().or(known.as_deref()).unwrap_or("–");
                     text.push_str(&format!("| {id} | {} | {shown} | {here} | {there} |\n", feature.replace('|', "\\|")));
                 }
             }
@@ -118,22 +126,28 @@ impl Evidence {
     }
 
     /// The last three columns of a row.
-    fn results(&self, row: &str, reason: Option<&str>) -> (String, String, String) {
+    fn results(&self, row: &str, reason: Option<&str>) -> (String, String, Option<String>) {
         let cases = self.cases_of(row);
         let tests = self.tests.get(row);
         let mut shown: Vec<String> = cases
             .iter()
             .map(|case| format!("[{}](../tests/conformance/cases/{}.case)", case.name, case.name))
             .collect();
+        let (compared, newer) = self.checks.get(row).copied().unwrap_or_default();
+        if compared + newer > 0 {
+            shown.push(format!("{} of the [checks](../{CHECKS})", compared + newer));
+        }
         shown.extend(tests.into_iter().flatten().map(|name| format!("*{name}*")));
         let count = |verb: &str, which: &dyn Fn(&Case) -> bool| {
             let number = cases.iter().filter(|case| which(case)).count();
             (number > 0).then(|| format!("{verb} {number}"))
         };
+        let answers = cases.iter().filter(|case| !case.must_fail() && case.call.is_some()).count() + compared;
         let there: Vec<String> = [
             count("builds", &|case| !case.must_fail() && case.call.is_none()),
             count("refuses", &|case| case.must_fail()),
-            count("answers", &|case| !case.must_fail() && case.call.is_some()),
+            (answers > 0).then(|| format!("answers {answers}")),
+            (newer > 0).then(|| format!("too old for {newer}")),
         ]
         .into_iter()
         .flatten()
@@ -143,14 +157,14 @@ impl Evidence {
             .flat_map(|case| &case.deviations)
             .map(|deviation| format!("differs: {}", deviation.reason.replace('|', "\\|")))
             .collect();
-        let here = match (cases.is_empty(), tests.is_some(), reason) {
+        let here = match (cases.is_empty() && compared == 0, tests.is_some() || newer > 0, reason) {
             (false, _, _) if reasons.is_empty() => "equal".to_owned(),
             (false, _, _) => reasons.into_iter().collect::<Vec<_>>().join("; "),
             (true, true, None) => "as specified".to_owned(),
             (true, _, Some(reason)) => format!("not applicable: {reason}"),
             (true, false, None) => "no evidence yet".to_owned(),
         };
-        let there = if there.is_empty() { "–".to_owned() } else { there.join(", ") };
+        let there = (!there.is_empty()).then(|| there.join(", "));
         (if shown.is_empty() { "–".to_owned() } else { shown.join(", ") }, here, there)
     }
 }
@@ -164,7 +178,9 @@ fn rows(text: &str) -> Result<Vec<Line>> {
             let mut parts = line.splitn(3, " | ").map(str::to_owned);
             let id = parts.next().context("a row has an id")?;
             let feature = parts.next().with_context(|| format!("`{line}` is no `ID | FEATURE`"))?;
-            lines.push(Line::Row { id, feature, reason: parts.next() });
+            let rest = parts.next();
+            let there = rest.as_deref().and_then(|rest| rest.strip_prefix("BuildKit: ")).map(str::to_owned);
+            lines.push(Line::Row { id, feature, reason: rest.filter(|_| there.is_none()), there });
         }
     }
     Ok(lines)
@@ -188,21 +204,33 @@ fn scan(path: &Path, tests: &mut BTreeMap<String, BTreeSet<String>>) -> Result<(
     let text = fs::read_to_string(path)?;
     let mut named: Vec<String> = Vec::new();
     let is_case = path.extension().is_some_and(|extension| extension == "case");
+    // What the comment of a function says, if an attribute then says that it is a test.
+    let (mut said, mut is_test) = (Vec::new(), false);
     for line in text.lines() {
-        let words = line.trim_start_matches([' ', '/']).strip_prefix("rows: ");
-        if let Some(words) = words.filter(|_| is_case || line.trim_start().starts_with("//")) {
+        let trimmed = line.trim_start();
+        let words = trimmed.trim_start_matches([' ', '/']).strip_prefix("rows: ");
+        if let Some(words) = words.filter(|_| is_case || trimmed.starts_with("//")) {
             named.extend(words.split_whitespace().filter(|word| is_row(word)).map(str::to_owned));
-        } else if let Some(name) =
-            line.trim_start().trim_start_matches("async ").strip_prefix("fn ").filter(|_| !is_case)
-        {
-            let name: String = name.chars().take_while(|char| char.is_alphanumeric() || *char == '_').collect();
-            named.extend(name.split("f1_").skip(1).filter_map(|rest| {
-                let row = format!("F1-{}", rest.get(..3)?);
-                (is_row(&row) && rest.get(3..4).is_none_or(|next| next == "_")).then_some(row)
-            }));
-            for row in named.drain(..) {
-                tests.entry(row).or_default().insert(name.clone());
+        } else if is_case {
+            continue;
+        } else if let Some(comment) = trimmed.strip_prefix("///") {
+            let words = comment.split([' ', ',', '.', ':', ';', '(', ')']);
+            said.extend(words.filter(|word| is_row(word)).map(str::to_owned));
+        } else if trimmed.starts_with("#[") {
+            is_test |= trimmed.contains("test");
+        } else {
+            if let Some(name) = trimmed.trim_start_matches("async ").strip_prefix("fn ") {
+                let name: String = name.chars().take_while(|char| char.is_alphanumeric() || *char == '_').collect();
+                named.extend(name.split("f1_").skip(1).filter_map(|rest| {
+                    let row = format!("F1-{}", rest.get(..3)?);
+                    (is_row(&row) && rest.get(3..4).is_none_or(|next| next == "_")).then_some(row)
+                }));
+                named.extend(said.drain(..).filter(|_| is_test));
+                for row in named.drain(..) {
+                    tests.entry(row).or_default().insert(name.clone());
+                }
             }
+            (said, is_test) = (Vec::new(), false);
         }
     }
     if is_case {
@@ -212,6 +240,17 @@ fn scan(path: &Path, tests: &mut BTreeMap<String, BTreeSet<String>>) -> Result<(
         }
     }
     Ok(())
+}
+
+/// The rows of the table of checks, whose cases begin with `=== F1-… TITLE`.
+fn checks(text: &str) -> BTreeMap<String, (usize, usize)> {
+    let mut found = BTreeMap::<String, (usize, usize)>::new();
+    for block in text.split("=== ").skip(1).filter(|block| block.get(..6).is_some_and(is_row)) {
+        let (compared, newer) = found.entry(block[..6].to_owned()).or_default();
+        let is_newer = block.lines().skip(1).take_while(|line| !line.starts_with("--- ")).any(|line| line == "newer");
+        *if is_newer { newer } else { compared } += 1;
+    }
+    found
 }
 
 fn is_row(word: &str) -> bool {

@@ -10,6 +10,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use build_engine_testkit::Unavailable;
 use build_engine_testkit::fixtures::{TarWriter, gzip};
 
 /// When every file of a context was last changed.
@@ -125,7 +126,7 @@ fn archive(lines: &str) -> Result<Vec<u8>> {
 fn through(program: &str, bytes: Vec<u8>) -> Result<Vec<u8>> {
     let mut command = Command::new(program);
     let child = command.arg("-c").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
-    let mut child = child.with_context(|| format!("cannot run `{program}`"))?;
+    let mut child = child.map_err(|error| Unavailable(format!("cannot run `{program}`: {error}")))?;
     let mut input = child.stdin.take().context("it was just piped")?;
     let writer = std::thread::spawn(move || input.write_all(&bytes));
     let output = child.wait_with_output()?;

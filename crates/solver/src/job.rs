@@ -182,6 +182,7 @@ impl<O: Ops> LazyRef<O> {
     /// The failure of the first vertex that failed; the others are then canceled, unless someone else waits for them.
     pub async fn evaluate(&self) -> Result<O::Output, Failure> {
         let solved = self.job.solved(&self.edge.vertex).get().await?;
+        self.job.completed_at_last(&self.edge.vertex);
         solved.output(&self.edge)
     }
 }
@@ -768,27 +769,17 @@ impl<O: Ops> JobInner<O> {
 
     /// Says that what lies below a hit is cached as well, unless it has a story of its own.
     fn completed_below(&self, hit: &Arc<Vertex>) {
-        enum Step<'a> {
-            Enter(&'a Arc<Vertex>),
-            Leave(&'a Arc<Vertex>),
-        }
-        let mut order = Vec::new();
-        {
-            let mut story = lock(&self.story);
-            let mut stack: Vec<Step<'_>> = hit.inputs().iter().rev().map(|edge| Step::Enter(&edge.vertex)).collect();
-            while let Some(step) = stack.pop() {
-                match step {
-                    Step::Enter(vertex) => {
-                        if story.below.insert(vertex.digest().clone()) {
-                            stack.push(Step::Leave(vertex));
-                            stack.extend(vertex.inputs().iter().rev().map(|edge| Step::Enter(&edge.vertex)));
-                        }
-                    }
-                    Step::Leave(vertex) => order.push(vertex),
-                }
-            }
-        }
-        for vertex in order {
+        let order = below(hit, &mut lock(&self.story).below);
+        self.completed_unseen(order);
+    }
+
+    /// Says at the end what no hit could say: what was begun ahead of time and given up when it turned out to be cached.
+    fn completed_at_last(&self, target: &Arc<Vertex>) {
+        self.completed_unseen(below(target, &mut HashSet::new()));
+    }
+
+    fn completed_unseen(&self, vertices: Vec<&Arc<Vertex>>) {
+        for vertex in vertices {
             if self.node(vertex, |node| node.solved.is_running()) {
                 continue;
             }
@@ -798,6 +789,28 @@ impl<O: Ops> JobInner<O> {
             }
         }
     }
+}
+
+/// The vertices below `vertex` that are not `seen` yet, inputs first.
+fn below<'a>(vertex: &'a Arc<Vertex>, seen: &mut HashSet<Digest>) -> Vec<&'a Arc<Vertex>> {
+    enum Step<'a> {
+        Enter(&'a Arc<Vertex>),
+        Leave(&'a Arc<Vertex>),
+    }
+    let mut order = Vec::new();
+    let mut stack: Vec<Step<'_>> = vertex.inputs().iter().rev().map(|edge| Step::Enter(&edge.vertex)).collect();
+    while let Some(step) = stack.pop() {
+        match step {
+            Step::Enter(vertex) => {
+                if seen.insert(vertex.digest().clone()) {
+                    stack.push(Step::Leave(vertex));
+                    stack.extend(vertex.inputs().iter().rev().map(|edge| Step::Enter(&edge.vertex)));
+                }
+            }
+            Step::Leave(vertex) => order.push(vertex),
+        }
+    }
+    order
 }
 
 /// Ends the story of a vertex when its flight lands, or when nobody waits any more.

@@ -339,6 +339,31 @@ fn both_builds_see_all_of_a_shared_run_also_under_another_vertex() {
     });
 }
 
+/// The copy is begun as soon as the stage runs, and given up when the hit above it is found.
+#[test]
+fn what_was_begun_ahead_and_given_up_below_a_hit_is_said_to_be_cached() {
+    run(async {
+        let bench = Bench::new();
+        let graph = |stage: &str| {
+            let stage = Step::new("stage").key(stage).vertex();
+            let copy = Step::new("copy").input(&Step::new("own").vertex()).content(&stage).vertex();
+            Step::new("last").input(&Step::new("top").input(&copy).vertex()).vertex()
+        };
+        bench.world.content("stage", "bytes");
+        bench.build(&graph("1")).await.unwrap();
+        bench.world.hold("stage");
+        let (job, log) = bench.job();
+        let last = job.solve(&[graph("2").output()])[0].clone();
+        let build = tokio::spawn(async move { last.evaluate().await });
+        bench.world.running("stage").await;
+        bench.world.release("stage");
+        build.await.unwrap().unwrap();
+        for name in ["own", "copy", "top", "last"] {
+            assert_eq!(log.story(name).last().map(String::as_str), Some("cached"), "{name}");
+        }
+    });
+}
+
 #[test]
 fn a_fast_key_saves_hashing_and_a_slow_key_saves_running() {
     run(async {
