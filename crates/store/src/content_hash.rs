@@ -206,7 +206,7 @@ struct Listed {
 
 fn list(view: View<'_>, dir: &Path, dir_key: &[u8]) -> Result<Listed, HashError> {
     let mut listed = Listed::default();
-    for (name, metadata, visibility) in view.read_dir(dir)? {
+    for (name, metadata, visibility) in view.read_dir(dir).map_err(|error| gone(error.into(), dir))? {
         let key = [dir_key, &[0], name.as_bytes()].concat();
         match metadata.kind {
             Kind::Directory => {
@@ -538,8 +538,8 @@ impl<'a> ContentHash<'a> {
             .map(|key| {
                 let plain = key.strip_suffix(&[0]).unwrap_or(&key);
                 let path = path_buf(zeros_to_slashes(plain).strip_prefix(b"/").unwrap_or_default());
-                let digest = file_digest(view, index, &path, &records[&key].metadata)?;
-                Ok((key, digest))
+                let digest = file_digest(view, index, &path, &records[&key].metadata);
+                Ok((key, digest.map_err(|error| gone(error, &path))?))
             })
             .collect::<Result<_, HashError>>()?;
         for (key, digest) in done {
@@ -548,6 +548,14 @@ impl<'a> ContentHash<'a> {
             }
         }
         Ok(())
+    }
+}
+
+/// What was found, and is not there any more, changed.
+fn gone(error: HashError, path: &Path) -> HashError {
+    match error {
+        HashError::Tree(error) if error.is_not_found() => HashError::Changed { path: path.to_owned() },
+        other => other,
     }
 }
 
@@ -739,6 +747,30 @@ mod tests {
     }
 
     /// F1-093. Digests: `cache/contenthash/checksum_test.go` of BuildKit.
+    /// D12: a file that goes away, or is written to, between the look at it and its reading.
+    #[test]
+    fn d12_what_changes_meanwhile_is_said() {
+        for removed in [true, false] {
+            let dir = tempfile::tempdir().unwrap();
+            for name in ["a", "z"] {
+                fs::write(dir.path().join(name), name).unwrap();
+            }
+            let tree = Tree::open(dir.path()).unwrap();
+            // `a` was looked at when the filter is asked about `z`.
+            let filter = |path: &Path, _: bool| {
+                if path == Path::new("z") {
+                    let a = dir.path().join("a");
+                    if removed { fs::remove_file(a).unwrap_or_default() } else { fs::write(a, "longer").unwrap() }
+                }
+                Visibility::Visible
+            };
+            let question = Question { path: "/".into(), ..Question::default() };
+            let mut hash = ContentHash::new(View::new(&tree).with_filter(&filter), None).unwrap();
+            let error = hash.digest(&question).unwrap_err();
+            assert_eq!(error.to_string(), "`a` changed while reading");
+        }
+    }
+
     #[test]
     fn files_and_directories_have_the_digests_of_buildkit() {
         check(

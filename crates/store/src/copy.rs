@@ -109,9 +109,22 @@ pub enum CopyError {
         /// Why not.
         source: LayerError,
     },
+    /// Something that was in the source is gone.
+    #[error("`{}` changed while reading", .path.display())]
+    Changed {
+        /// The path.
+        path: PathBuf,
+    },
     /// The source or destination tree refused.
     #[error(transparent)]
     Tree(#[from] build_engine_rootfs::Error),
+}
+
+impl CopyError {
+    /// For a path of the source that was there a moment ago.
+    fn reading(path: &Path, error: build_engine_rootfs::Error) -> Self {
+        if error.is_not_found() { Self::Changed { path: path.to_owned() } } else { Self::Tree(error) }
+    }
 }
 
 /// Copies from `source` into `dest`.
@@ -124,7 +137,8 @@ pub fn copy(source: View<'_>, dest: &Tree, spec: &CopySpec) -> Result<(), CopyEr
 
 /// Computes what [`copy`](fn@copy) would make in an empty tree, to be written as a layer; content is read when it is written.
 ///
-/// Times that `copy` leaves to the clock (parents of the destination, without a timestamp) are 0 here.
+/// Times that `copy` leaves to the clock (parents of the destination, without a timestamp) are 0 here, and a directory
+/// that further matches of a pattern fill keeps the time of the first.
 ///
 /// # Errors
 /// Those of [`copy`](fn@copy), and [`CopyError::Content`] for an archive that would be unpacked, which has no plan.
@@ -289,7 +303,7 @@ impl<'a, 'b> Copier<'a, 'b> {
 
     /// The entry as it is to be written: owner, mode and time of the copy.
     fn entry(&self, from: &Path) -> Result<Entry, CopyError> {
-        let mut entry = self.source.read_entry(from)?;
+        let mut entry = self.source.read_entry(from).map_err(|error| CopyError::reading(from, error))?;
         let metadata = &mut entry.metadata;
         if let Some((uid, gid)) = self.spec.owner {
             (metadata.uid, metadata.gid) = (uid, gid);
@@ -377,7 +391,8 @@ impl<'a, 'b> Copier<'a, 'b> {
             created = self.make_directory(from, to)?;
         }
         self.parents.push(Pending { from: from.to_owned(), to: to.to_owned(), made: included });
-        for (name, found, _) in self.source.read_dir(from)? {
+        let names = self.source.read_dir(from).map_err(|error| CopyError::reading(from, error))?;
+        for (name, found, _) in names {
             self.copy(&from.join(&name), &found, &relative.join(&name), &to.join(&name), here)?;
         }
         self.parents.pop();

@@ -94,7 +94,8 @@ impl Sink for TreeSink<'_> {
                 attributes.kind = Kind::File;
                 let file = place.create_file(0o600).map_err(failed)?;
                 if entry.metadata.size > 0 {
-                    copy_content(source.open_file(from)?, &file)
+                    let content = source.open_file(from).map_err(|error| CopyError::reading(from, error))?;
+                    copy_content(content, &file)
                         .map_err(|source| CopyError::Content { path: from.to_owned(), source: source.of(from) })?;
                 }
                 place.set_new_attributes(file.as_fd(), &attributes).map_err(failed)?;

@@ -89,6 +89,73 @@ fn links_stay_in_their_trees() {
     assert!(matches!(rm(&dest, "/..", true, false), Err(CopyError::Root)));
 }
 
+/// D12: what goes away between the look at a directory and the copy of its entries.
+#[test]
+fn d12_what_is_gone_meanwhile_is_said() {
+    for (gone, expected) in [("src/sub/y.rs", "src/sub/y.rs"), ("src/sub", "src/sub"), ("src/link", "src/link")] {
+        let (source, tree) = source();
+        let looks = std::sync::atomic::AtomicUsize::new(0);
+        // The filter is asked when the directory is read, and again when the entry has its turn.
+        let filter = |path: &Path, is_dir: bool| {
+            if path == Path::new(gone) && looks.fetch_add(1, std::sync::atomic::Ordering::Relaxed) == 1 {
+                let path = source.path().join(path);
+                if is_dir { fs::remove_dir_all(path).unwrap() } else { fs::remove_file(path).unwrap() }
+            }
+            Visibility::Visible
+        };
+        let dir = tempfile::tempdir().unwrap();
+        let dest = Tree::open(dir.path()).unwrap();
+        let error = copy(View::new(&tree).with_filter(&filter), &dest, &spec("/src", "/d")).unwrap_err();
+        assert_eq!(error.to_string(), format!("`{expected}` changed while reading"));
+    }
+}
+
+/// D12: a file that grows while it is copied, whose bytes say where they stand. What arrives is what it was at some time, or
+/// nothing does.
+#[test]
+fn d12_no_torn_content_of_a_file_that_grows() {
+    use std::io::Write as _;
+    let (source, tree) = source();
+    let path = source.path().join("log");
+    let line = |number: usize| format!("{number:015}\n");
+    fs::write(&path, (0..100_000).map(line).collect::<String>()).unwrap();
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    let (mut refused, mut whole) = (0, 0);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut file = fs::OpenOptions::new().append(true).open(&path).unwrap();
+            for number in 100_000..1_000_000 {
+                if stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    break;
+                }
+                file.write_all(line(number).as_bytes()).unwrap();
+            }
+        });
+        for round in 0..200 {
+            let dir = tempfile::tempdir().unwrap();
+            let dest = Tree::open(dir.path()).unwrap();
+            match copy(View::new(&tree), &dest, &spec("/log", "/log")) {
+                Ok(()) => {
+                    let copied = fs::read(dir.path().join("log")).unwrap();
+                    let right = (0..).map(line).take(copied.len().div_ceil(16)).collect::<String>();
+                    assert_eq!(copied, right.as_bytes()[..copied.len()]);
+                    whole += 1;
+                }
+                Err(CopyError::Content { source: crate::layer::LayerError::Changed { path }, .. }) => {
+                    assert_eq!(path, "log");
+                    refused += 1;
+                }
+                Err(other) => panic!("{other:?}"),
+            }
+            if refused > 3 && round > 10 {
+                break;
+            }
+        }
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+    assert!(refused + whole > 0);
+}
+
 #[test]
 fn conflicts_and_missing_sources_are_named() {
     let (_source, tree) = source();
