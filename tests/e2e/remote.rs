@@ -18,17 +18,20 @@ const LAST_MODIFIED: &str = "Sun, 06 Nov 1994 08:49:37 GMT";
 const LAST_MODIFIED_SECONDS: i64 = 784_111_777;
 const COMMIT_SECONDS: i64 = 1_500_000_000;
 
+/// Names and contents.
+type Files = Vec<(String, Vec<u8>)>;
+
 /// A server with files that a test may exchange, and with repositories below `/git/`.
 struct Web {
     server: FakeRegistry,
-    files: Arc<Mutex<Vec<(String, Vec<u8>)>>>,
+    files: Arc<Mutex<Files>>,
     dir: tempfile::TempDir,
 }
 
 impl Web {
     fn new() -> Web {
         let (server, dir) = (FakeRegistry::start(), tempfile::tempdir().unwrap());
-        let files: Arc<Mutex<Vec<(String, Vec<u8>)>>> = Arc::default();
+        let files: Arc<Mutex<Files>> = Arc::default();
         let (known, repositories) = (Arc::clone(&files), dir.path().to_owned());
         server.on(move |request| {
             if let Some(path) = request.path.strip_prefix("/git/") {
