@@ -2,7 +2,7 @@
 //!
 //! The last pattern that matches a path or one of its parents decides; `!` takes a path back in. Patterns are matched by
 //! a small automaton of their own, in time proportional to pattern times path whatever the pattern is. A walk keeps one
-//! [`WalkState`] per directory and so asks about an entry alone, and only the patterns that its [`index`] finds.
+//! [`WalkState`] per directory and so asks about an entry alone, and only the patterns that an index finds.
 //!
 //! Paths are relative to the context, with `/` between their parts and none at the ends.
 //!

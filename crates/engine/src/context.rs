@@ -2,7 +2,7 @@
 //! or not.
 //!
 //! Listing and measuring walk the directory once and keep one directory's names in memory at a time, so that a context
-//! of half a million files costs no more memory than its deepest path. [`export`] reads through the eyes of the builder
+//! of half a million files costs no more memory than its deepest path. [`export()`] reads through the eyes of the builder
 //! itself (`store::copy`), so that it is no second opinion.
 
 mod export;

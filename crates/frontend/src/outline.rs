@@ -14,7 +14,7 @@ use crate::convert::Converter;
 use crate::request::Question;
 use crate::stage::StageId;
 
-/// Where [`crate::outline`] got to.
+/// Where [`crate::outline()`] got to.
 #[derive(Debug)]
 pub enum Outlining {
     /// It needs these answers; they do not depend on one another.

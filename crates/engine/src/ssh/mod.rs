@@ -2,7 +2,7 @@
 //!
 //! The protocol is that of draft-ietf-sshm-ssh-agent: a length, a byte that says what is asked, and the rest. A build may
 //! list keys and have something signed; both ends of the frames, worker and face, let nothing else through. The answer
-//! comes from the user's agent, or from keys in files, which stay in the face ([`keys`]).
+//! comes from the user's agent, or from keys in files, which stay in the face (`keys`).
 
 mod der;
 mod keys;
