@@ -11,7 +11,7 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -88,6 +88,8 @@ pub(crate) struct Inner {
     pub(crate) live_leases: AtomicUsize,
     /// Whether this process has entered anything as held.
     pub(crate) has_held: AtomicBool,
+    /// Whether nothing may be begun any more.
+    abandoned: AtomicBool,
 }
 
 /// This process's lock in `leases/`.
@@ -187,6 +189,7 @@ impl Store {
                 touched: Mutex::new(BTreeSet::new()),
                 live_leases: AtomicUsize::new(0),
                 has_held: AtomicBool::new(false),
+                abandoned: AtomicBool::new(false),
             }),
         };
         if is_new {
@@ -269,8 +272,10 @@ impl Store {
     /// Removes what this process has begun and not finished, also under the hands of threads that still work on it: the
     /// last thing to do before the process ends. What it fails to remove, the next one to open the store will.
     pub fn abandon(&self) {
+        self.inner.abandoned.store(true, Ordering::SeqCst);
         let Some(owner) = lock(&self.inner.owner).as_ref().map(|owner| owner.id.clone()) else { return };
-        for place in ["ingest", "work"] {
+        // The second time for what was being begun while the first one looked.
+        for place in ["ingest", "work", "ingest", "work"] {
             for name in entries(&self.path(place)).unwrap_or_default() {
                 if owner_of(&name) != Some(&owner) {
                     continue;
@@ -325,6 +330,9 @@ impl Store {
     /// A path of this process's own in `place`, which disappears with the process at the latest when the store is
     /// opened the next time.
     pub(crate) fn temporary(&self, place: &str) -> Result<PathBuf> {
+        if self.inner.abandoned.load(Ordering::SeqCst) {
+            return Err(Error::io("write", self.path(place), io::Error::other("this process is ending")));
+        }
         Ok(self.path(place).join(format!("{}.{}", self.owner()?, random_hex())))
     }
 
