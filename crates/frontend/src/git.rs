@@ -2,9 +2,11 @@
 //!
 //! Source: BuildKit `frontend/dockerfile/dfgitutil`, `util/gitutil` and `client/llb/source.go`.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use build_engine_graph::SourceOp;
+use percent_encoding::percent_decode_str;
 
 use crate::paths;
 
@@ -182,24 +184,5 @@ pub(crate) fn without_user(text: &str) -> String {
 
 /// Replaces `%41` by `A`; what is not an escape, or not text, stays.
 pub(crate) fn percent_decode(text: &str) -> String {
-    let bytes = text.as_bytes();
-    let mut out = Vec::with_capacity(bytes.len());
-    let mut index = 0;
-    while index < bytes.len() {
-        let escaped = (bytes[index] == b'%')
-            .then(|| text.get(index + 1..index + 3))
-            .flatten()
-            .and_then(|digits| u8::from_str_radix(digits, 16).ok());
-        match escaped {
-            Some(byte) => {
-                out.push(byte);
-                index += 3;
-            }
-            None => {
-                out.push(bytes[index]);
-                index += 1;
-            }
-        }
-    }
-    String::from_utf8(out).unwrap_or_else(|_| text.to_owned())
+    percent_decode_str(text).decode_utf8().map_or_else(|_| text.to_owned(), Cow::into_owned)
 }

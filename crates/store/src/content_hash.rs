@@ -185,8 +185,7 @@ impl Listing {
     }
 
     /// How many things are in the tree, its root included.
-    #[allow(clippy::len_without_is_empty, reason = "there is always the root")]
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.records.len()
     }
 
@@ -244,12 +243,7 @@ impl<'a> ContentHash<'a> {
     /// # Errors
     /// What the tree refuses.
     pub fn new(view: View<'a>, index: Option<&'a dyn Index>) -> Result<Self, HashError> {
-        Ok(Self::resume(view, index, Listing::new(view)?))
-    }
-
-    /// Goes on with a listing of the same tree.
-    pub fn resume(view: View<'a>, index: Option<&'a dyn Index>, listing: Listing) -> Self {
-        Self { view, index, records: listing.records }
+        Ok(Self { view, index, records: Listing::new(view)?.records })
     }
 
     /// The listing, with the digests that were made.

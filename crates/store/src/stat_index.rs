@@ -150,7 +150,7 @@ impl StatIndex {
         if learnt.is_empty() {
             return Ok(());
         }
-        let crowded = self.rows.len() + learnt.len() > 2 * listing.len() + SPARE_ROWS;
+        let crowded = self.rows.len() + learnt.len() > 2 * listing.count() + SPARE_ROWS;
         let exists = |path: &[u8]| !crowded || listing.contains(Path::new(OsStr::from_bytes(path)));
         learnt.sort_by(|a, b| a.0.as_os_str().cmp(b.0.as_os_str()));
         let mut text = Encoder::new(root);

@@ -18,6 +18,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use build_engine_graph::redact_url;
 use build_engine_registry::shown;
+use percent_encoding::percent_decode_str;
 use serde::{Deserialize, Serialize};
 
 use super::lent_agent::LentAgent;
@@ -382,32 +383,13 @@ fn authorization(remote: &Remote, session: &Session) -> Result<Option<String>, B
     }
     Ok(host.rsplit_once('@').map(|(user, _)| {
         let (name, password) = user.split_once(':').unwrap_or((user, ""));
-        basic(&decode(name), &decode(password))
+        let plain = |text| percent_decode_str(text).decode_utf8_lossy();
+        basic(&plain(name), &plain(password))
     }))
 }
 
 fn basic(user: &str, password: &str) -> String {
     format!("basic {}", STANDARD.encode(format!("{user}:{password}")))
-}
-
-/// Replaces `%41` by `A`.
-fn decode(text: &str) -> String {
-    let bytes = text.as_bytes();
-    let (mut out, mut index) = (Vec::with_capacity(bytes.len()), 0);
-    while index < bytes.len() {
-        let escaped = (bytes[index] == b'%').then(|| text.get(index + 1..index + 3)).flatten();
-        match escaped.and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
-            Some(byte) => {
-                out.push(byte);
-                index += 3;
-            }
-            None => {
-                out.push(bytes[index]);
-                index += 1;
-            }
-        }
-    }
-    String::from_utf8_lossy(&out).into_owned()
 }
 
 fn is_http(url: &str) -> bool {

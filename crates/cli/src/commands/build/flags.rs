@@ -18,11 +18,11 @@ use crate::settings::ProgressChoice;
                   --on-failure --provenance --sbom"
 )]
 pub(crate) struct Flags {
-    /// Directory that COPY and ADD read from
+    /// What COPY and ADD read from: a directory, a git repository, the URL of an archive, or `-` for standard input
     #[arg(value_name = "CONTEXT")]
     pub(crate) context: String,
 
-    /// Dockerfile; `-` reads standard input [default: CONTEXT/Dockerfile]
+    /// Dockerfile: a path, a URL, or `-` for standard input [default: CONTEXT/Dockerfile]
     #[arg(short, long, value_name = "FILE", help_heading = "What to build")]
     pub(crate) file: Option<String>,
     /// Stage to build [default: the last one]
@@ -37,7 +37,7 @@ pub(crate) struct Flags {
     /// Read build arguments from a file, one a line
     #[arg(long, value_name = "FILE", help_heading = "What to build")]
     pub(crate) build_arg_file: Vec<PathBuf>,
-    /// Further context: a directory, oci-layout://PATH[:TAG][@DIGEST] or docker-image://NAME
+    /// Further context: a directory, a git repository, a URL, oci-layout://PATH[:TAG][@DIGEST] or docker-image://NAME
     #[arg(long, value_name = "NAME=SOURCE", help_heading = "What to build")]
     pub(crate) build_context: Vec<String>,
     /// Ask registries what the names of images stand for now
@@ -173,7 +173,7 @@ pub(crate) struct OtherFlags {
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean,
           hide_possible_values = true, value_name = "BOOL", help_heading = "What to build")]
     pub(crate) check: Option<bool>,
-    /// Ask instead of building: check, outline, targets or subrequests.describe, with `,format=json`
+    /// Ask instead of building: check, outline, targets, convertllb or subrequests.describe, with `,format=json`
     #[arg(long, value_name = "METHOD", help_heading = "What to build")]
     pub(crate) call: Option<String>,
     /// `--rm=false` keeps what a failed RUN left, as an image of the store
