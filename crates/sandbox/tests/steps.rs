@@ -283,6 +283,18 @@ fn count_of(name: &str) -> usize {
     entries.filter(|e| e.file_name().to_string_lossy().parse::<u32>().is_ok() && named(&e.path())).count()
 }
 
+/// Whether no more than `most` processes of this name are left within five seconds.
+fn sinks(name: &str, most: usize) -> bool {
+    let began = Instant::now();
+    while count_of(name) > most {
+        if began.elapsed().as_secs() >= 5 {
+            return false;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+    true
+}
+
 fn read_all(fd: OwnedFd) -> String {
     let mut bytes = Vec::new();
     fs::File::from(fd).read_to_end(&mut bytes).unwrap();
@@ -341,7 +353,7 @@ fn worker_main(args: &[String]) -> ExitCode {
     }
     drop(lab);
     // Pid 1 and this process.
-    if count_of("") > 2 {
+    if !sinks("", 2) {
         println!("FAILED: processes are left");
         failed += 1;
     }
@@ -828,7 +840,8 @@ const CASES: &[Case] = &[
         let step = launcher.spawn(&spec, &fds).unwrap();
         assert_eq!(step.wait().unwrap().network, Network::Default);
         drop(launcher);
-        assert!(count_of("pas") <= before, "the network that was warmed up is gone");
+        // pasta has short-lived children of its own, which outlive it for a moment.
+        assert!(sinks("pas", before), "the network that was warmed up is still there");
     }),
     ("ulimits_are_set_and_never_raised", |lab| {
         let mut spec = spec("ulimit -n; ulimit -Hn; ulimit -c");
