@@ -82,6 +82,9 @@ pub struct BuildRequest {
     pub allow_private_urls: bool,
     /// `--allow`: what the Dockerfile may ask for beyond what every build may.
     pub allow: Vec<Entitlement>,
+    /// Whether shortcuts are taken: remembered digests of a context, layers written as blobs at once. They change no
+    /// result; without them a build does everything the plain way, for comparison.
+    pub fast_paths: bool,
     /// What the build may ask of the face, which keeps it.
     #[serde(skip)]
     pub session: Session,
@@ -741,6 +744,7 @@ pub(crate) fn empty(build_id: &str) -> BuildRequest {
         session: Session::default(),
         isolation: Isolation::Default,
         keep_failed: false,
+        fast_paths: true,
     }
 }
 

@@ -1,14 +1,15 @@
 //! File actions: `COPY` and `ADD`, and what else LLB's file op does to a tree.
 //!
 //! The rules are BuildKit's (`solver/llbsolver/file`, `tonistiigi/fsutil/copy`): which name a source gets, what happens
-//! to what is there already, when links are followed. [`copy`](fn@copy) does it to a tree; [`plan`] computes what it would make in
-//! an empty tree as [`Entries`], so that a layer can be written straight from its source.
+//! to what is there already, when links are followed. [`copy`](fn@copy) does it to a tree; [`plan`] computes the entries
+//! that a layer would have after it, so that a layer can be written straight from its source.
 //!
 //! Invariants: neither source nor destination is ever left, whatever their links say; a file that changes while it is
 //! read is an error and never torn content.
 
 mod mode;
 mod part;
+mod plan;
 mod sink;
 #[cfg(test)]
 mod tests;
@@ -22,11 +23,12 @@ use build_engine_dockerfile::glob_match;
 use build_engine_dockerfile::ignore::{Ignore, IgnoreError, WalkState};
 use build_engine_rootfs::{Attributes, Device, Entry, Kind, Metadata, Time, Tree, clean};
 
-use crate::layer::{ApplyOptions, Entries, LayerError, Unpack, compress};
+use crate::layer::{ApplyOptions, LayerError, Unpack, compress};
 
 pub use mode::{InvalidMode, ModeChange};
 pub use part::{copy_part, find};
-use sink::{PlanSink, Sink, TreeSink};
+pub use plan::{PlannedEntries, plan};
+use sink::{Sink, TreeSink};
 pub use view::{Filter, View, Visibility};
 
 /// Mode of directories that a copy needs and nobody described.
@@ -109,6 +111,12 @@ pub enum CopyError {
         /// Why not.
         source: LayerError,
     },
+    /// The copy is one that [`plan`] has no entries for; [`copy`](fn@copy) can do it.
+    #[error("`{}` cannot be planned", .path.display())]
+    Unplannable {
+        /// The path.
+        path: PathBuf,
+    },
     /// Something that was in the source is gone.
     #[error("`{}` changed while reading", .path.display())]
     Changed {
@@ -133,21 +141,6 @@ impl CopyError {
 /// [`CopyError::NotFound`] if the source is missing. What was copied before stays: the caller throws the tree away.
 pub fn copy(source: View<'_>, dest: &Tree, spec: &CopySpec) -> Result<(), CopyError> {
     run(source, &mut TreeSink::new(dest), spec)
-}
-
-/// Computes what [`copy`](fn@copy) would make in an empty tree, to be written as a layer; content is read when it is written.
-///
-/// Times that `copy` leaves to the clock (parents of the destination, without a timestamp) are 0 here, and a directory
-/// that further matches of a pattern fill keeps the time of the first.
-///
-/// # Errors
-/// Those of [`copy`](fn@copy), and [`CopyError::Content`] for an archive that would be unpacked, which has no plan.
-pub fn plan<'a>(source: View<'a>, specs: &[CopySpec]) -> Result<impl Entries + 'a, CopyError> {
-    let mut sink = PlanSink::new(source);
-    for spec in specs {
-        run(source, &mut sink, spec)?;
-    }
-    Ok(sink.into_entries())
 }
 
 fn run(source: View<'_>, sink: &mut dyn Sink, spec: &CopySpec) -> Result<(), CopyError> {

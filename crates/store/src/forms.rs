@@ -15,7 +15,7 @@ use build_engine_rootfs::Tree;
 use crate::content::BlobWriter;
 use crate::error::{Error, Result, is_no_space};
 use crate::layer::compress::{Compression, FramedWriter, decompress};
-use crate::layer::{self, ApplyOptions, LayerError, TreeEntries, WriteOptions};
+use crate::layer::{self, ApplyOptions, Entries, LayerError, TreeEntries, WriteOptions};
 use crate::layout::Store;
 use crate::partial::Following;
 use crate::snapshot::{LayerId, Snapshot};
@@ -38,6 +38,21 @@ pub struct LayerBlob {
 impl From<Form> for LayerBlob {
     fn from(form: Form) -> Self {
         Self { descriptor: form.descriptor, diff_id: form.diff_id.into(), uncompressed_bytes: form.uncompressed_bytes }
+    }
+}
+
+impl Form {
+    /// That of a layer which was written here.
+    pub(crate) fn new(layer: &LayerId, compression: Compression, epoch: Option<i64>, blob: LayerBlob) -> Self {
+        Self {
+            layer: layer.to_string(),
+            compression: compression_name(compression),
+            epoch: epoch.map(|epoch| epoch.to_string()).unwrap_or_default(),
+            diff_id: blob.diff_id.as_digest().clone(),
+            descriptor: blob.descriptor,
+            uncompressed_bytes: blob.uncompressed_bytes,
+            base: String::new(),
+        }
     }
 }
 
@@ -66,23 +81,30 @@ impl Store {
             return Ok(blob);
         }
         let tree = self.layer_tree(layer)?;
-        let failed = |error| layer_error(layer.as_str(), error);
+        let mut entries = TreeEntries::new(&tree).map_err(|error| layer_error(layer.as_str(), error))?;
+        let blob = self.write_blob(layer.as_str(), &mut entries, compression, epoch)?;
+        self.save_form(&Form::new(layer, compression, epoch, blob.clone()))?;
+        Ok(blob)
+    }
+
+    /// Writes the blob of a layer, in one pass over its entries.
+    pub(crate) fn write_blob(
+        &self,
+        layer: &str,
+        entries: &mut dyn Entries,
+        compression: Compression,
+        epoch: Option<i64>,
+    ) -> Result<LayerBlob> {
+        let failed = |error| layer_error(layer, error);
         let mut frames = FramedWriter::new(self.blob_writer()?, compression);
-        let mut entries = TreeEntries::new(&tree).map_err(failed)?;
-        let written = layer::write(&mut entries, WriteOptions { epoch }, &mut frames).map_err(failed)?;
+        let written = layer::write(entries, WriteOptions { epoch }, &mut frames).map_err(failed)?;
         let writer = frames.finish().map_err(|error| failed(LayerError::Write(error)))?;
         let (digest, size) = writer.commit(None)?;
-        let form = Form {
-            layer: layer.to_string(),
-            compression: name,
-            epoch: epoch_text,
-            diff_id: written.diff_id.as_digest().clone(),
+        Ok(LayerBlob {
             descriptor: Descriptor::new(media_type_of(compression), digest, size),
+            diff_id: written.diff_id,
             uncompressed_bytes: written.size_bytes,
-            base: String::new(),
-        };
-        self.save_form(&form)?;
-        Ok(form.into())
+        })
     }
 
     /// Returns a layer with this diff ID that can stand on top of `base`, if there is one.
@@ -93,7 +115,7 @@ impl Store {
             if form.epoch.is_empty()
                 && (form.base.is_empty() || form.base == base)
                 && let Ok(layer) = form.layer.parse()
-                && self.layer_dir(&layer).is_dir()
+                && self.has_layer(&layer)
             {
                 return Ok(Some(layer));
             }
@@ -154,7 +176,7 @@ impl Store {
         let _claim = self.claim(&format!("apply {diff_id} {base}"))?;
         if let Some(layer) = self.layer_for_diff_id(diff_id, base)? {
             self.created("layer", layer.as_str())?;
-            if self.layer_dir(&layer).is_dir() {
+            if self.has_layer(&layer) {
                 return Ok(layer);
             }
         }
@@ -303,11 +325,11 @@ fn io_of(error: &LayerError) -> Option<&io::Error> {
     }
 }
 
-fn no_space(error: &LayerError) -> bool {
+pub(crate) fn no_space(error: &LayerError) -> bool {
     io_of(error).is_some_and(is_no_space)
 }
 
-fn layer_error(layer: &str, error: LayerError) -> Error {
+pub(crate) fn layer_error(layer: &str, error: LayerError) -> Error {
     match io_of(&error) {
         Some(source) if is_no_space(source) => {
             // The error itself cannot be taken out of its enum without copying; its code says all.

@@ -314,7 +314,8 @@ impl Store {
             trash.push(gone);
             db.execute("DELETE FROM forms WHERE layer = ?1", [&name])?;
             pruned.layers += 1;
-            pruned.size_bytes += info.map_or(0, |info| info.size_bytes);
+            let has_tree = trash.last().is_some_and(|gone| gone.join("fs").is_dir());
+            pruned.size_bytes += info.filter(|_| has_tree).map_or(0, |info| info.size_bytes);
         }
         for (digest, path) in self.blobs()? {
             if !blobs.contains(&digest.to_string()) {
@@ -401,9 +402,11 @@ impl Store {
     pub fn usage(&self) -> Result<Usage> {
         let mut usage = Usage::default();
         for name in entries(&self.path("layers"))? {
-            usage.layers += 1;
-            usage.layer_bytes +=
-                name.parse().ok().and_then(|id| self.layer_info(&id).ok()).map_or(0, |it| it.size_bytes);
+            let Ok(id) = name.parse() else { continue };
+            if self.layer_dir(&id).is_dir() {
+                usage.layers += 1;
+                usage.layer_bytes += self.layer_info(&id).map_or(0, |it| it.size_bytes);
+            }
         }
         for (_, path) in self.blobs()? {
             usage.blobs += 1;
@@ -434,7 +437,7 @@ impl Store {
             }
         }
         for name in entries(&self.path("layers"))? {
-            let complete = name.parse().is_ok_and(|id| self.layer_info(&id).is_ok() && self.layer_dir(&id).is_dir());
+            let complete = name.parse().is_ok_and(|id| self.layer_info(&id).is_ok() && self.has_layer(&id));
             if !complete {
                 remove_tree(&self.path("layers").join(&name))?;
                 problems.push(Problem { message: format!("layer `{name}` was incomplete"), repaired: true });

@@ -9,7 +9,8 @@
 //! content/              an OCI image layout: oci-layout, index.json (the names), blobs/<algorithm>/<hex>
 //! ingest/<owner>.<id>   blobs that are being written; ingest/<algorithm>-<hex>: blobs that are being fetched
 //! work/<owner>.<id>/    layers that are being written: fs/ and work directories of overlays
-//! layers/<id>/          fs/ (a parentless tree of changes), meta.json, synced (it survives a power cut)
+//! layers/<id>/          fs/ (a parentless tree of changes; absent while only the blob was written), meta.json,
+//!                       synced (it survives a power cut)
 //! leases/<owner>        locked for as long as a process has something unfinished or in use
 //! claims/<sha256>       locked while the work that the key stands for is being done
 //! contexts/, cachemounts/  stat indexes of build contexts; trees of cache mounts
@@ -37,6 +38,7 @@ mod partial;
 pub mod snapshot;
 mod stat_index;
 pub mod state;
+mod streamed;
 
 pub use build_engine_rootfs::Ids;
 pub use cachemount::{CacheMount, CacheMountSpec, Sharing};
@@ -52,6 +54,7 @@ pub use partial::{Following, NotArrived, PartialBlob};
 pub use snapshot::{ActiveLayer, CommitInfo, LayerId, LayerInfo, MountedTree, Snapshot};
 pub use stat_index::StatIndex;
 pub use state::{Build, Name, NewRecord, Record};
+pub use streamed::Streamed;
 
 #[cfg(test)]
 mod tests;

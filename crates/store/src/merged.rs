@@ -141,7 +141,8 @@ pub(crate) fn same(a: Place<'_>, b: Place<'_>) -> std::io::Result<bool> {
     Ok(one.metadata.kind != Kind::File || same_bytes(a.open_file()?, b.open_file()?)?)
 }
 
-fn same_entry(one: &Entry, two: &Entry) -> bool {
+/// Whether two entries, apart from content, are the same to a commit.
+pub(crate) fn same_entry(one: &Entry, two: &Entry) -> bool {
     Attributes::from(&one.metadata) == Attributes::from(&two.metadata)
         && same_time(&one.metadata, &two.metadata)
         && one.xattrs == two.xattrs
@@ -152,7 +153,7 @@ fn same_time(one: &Metadata, two: &Metadata) -> bool {
     one.is_dir() || one.mtime == two.mtime
 }
 
-fn same_bytes(mut one: File, mut two: File) -> std::io::Result<bool> {
+pub(crate) fn same_bytes(mut one: File, mut two: File) -> std::io::Result<bool> {
     let (mut left, mut right) = (vec![0_u8; 64 * 1024], vec![0_u8; 64 * 1024]);
     loop {
         let count = one.read(&mut left)?;

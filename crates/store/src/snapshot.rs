@@ -26,6 +26,7 @@ use crate::durable;
 use crate::error::{Context, Error, Result};
 use crate::layout::{Store, now, random_hex, remove_tree};
 use crate::merged::{self, DIRECTORY, Merged};
+use crate::streamed::Streamed;
 
 /// The most lower layers that the kernel takes in one overlay.
 const MOST_LAYERS: usize = 500;
@@ -195,6 +196,9 @@ pub struct LayerInfo {
     /// The layers that it stands for, if it is a fold of many.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub folded: Vec<LayerId>,
+    /// What its tree can be made of, if it was written as a blob first; see [`crate::streamed`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub streamed: Option<Streamed>,
 }
 
 /// A layer that a running step writes. Dropped without [`Store::commit`], it is removed.
@@ -265,9 +269,9 @@ impl MountedTree {
 }
 
 impl Store {
-    /// Whether all layers of a snapshot are there.
+    /// Whether all layers of a snapshot are there, as trees or as blobs.
     pub fn exists(&self, snapshot: &Snapshot) -> bool {
-        snapshot.0.iter().all(|layer| self.layer_dir(layer).is_dir())
+        snapshot.0.iter().all(|layer| self.has_layer(layer))
     }
 
     /// The tree of changes of a layer, whether it is there or not.
@@ -277,6 +281,7 @@ impl Store {
 
     /// The tree of changes of a layer, opened.
     pub fn layer_tree(&self, layer: &LayerId) -> Result<Tree> {
+        self.need_trees(std::slice::from_ref(layer))?;
         let path = self.layer_dir(layer);
         match Tree::open(&path) {
             Err(error) if error.is_not_found() => Err(Error::UnknownLayer(layer.to_string())),
@@ -299,9 +304,8 @@ impl Store {
 
     /// Starts a layer on top of `base`; its root directory looks as the base's does.
     pub fn active_layer(&self, base: &Snapshot) -> Result<ActiveLayer> {
-        let path = self.temporary("work")?;
-        durable::create_dir(&path).context("create", &path)?;
-        let active = ActiveLayer { store: self.clone(), base: base.clone(), path, kept: false };
+        let mut active = self.empty_layer()?;
+        active.base = base.clone();
         let dir = active.dir();
         durable::create_dir(&dir).context("create", &dir)?;
         let tree = active.tree()?;
@@ -314,6 +318,13 @@ impl Store {
             }
         }
         Ok(active)
+    }
+
+    /// A layer that has no tree yet.
+    pub(crate) fn empty_layer(&self) -> Result<ActiveLayer> {
+        let path = self.temporary("work")?;
+        durable::create_dir(&path).context("create", &path)?;
+        Ok(ActiveLayer { store: self.clone(), base: Snapshot::scratch(), path, kept: false })
     }
 
     /// Makes a layer of what a step wrote; nothing may be mounted on it any more.
@@ -379,9 +390,14 @@ impl Store {
             entries,
             size_bytes,
             folded,
+            streamed: None,
         };
+        self.install_as(active, id, &info)
+    }
+
+    pub(crate) fn install_as(&self, active: &mut ActiveLayer, id: &LayerId, info: &LayerInfo) -> Result<()> {
         let meta = active.path.join("meta.json");
-        let bytes = serde_json::to_vec(&info).map_err(|source| Error::Document { path: meta.clone(), source })?;
+        let bytes = serde_json::to_vec(info).map_err(|source| Error::Document { path: meta.clone(), source })?;
         let file = durable::create_new(&meta, 0o600).context("create", &meta)?;
         durable::write(&file, &bytes).context("write", &meta)?;
         self.created("layer", id.as_str())?;
@@ -395,9 +411,7 @@ impl Store {
     ///
     /// More layers than that are folded first, which is remembered.
     pub fn layer_dirs(&self, snapshot: &Snapshot) -> Result<Vec<PathBuf>> {
-        if let Some(missing) = snapshot.0.iter().find(|layer| !self.layer_dir(layer).is_dir()) {
-            return Err(Error::UnknownLayer(missing.to_string()));
-        }
+        self.need_trees(&snapshot.0)?;
         let mut layers = snapshot.0.clone();
         if layers.len() >= MOST_LAYERS {
             let mut folded = Vec::new();
@@ -588,10 +602,8 @@ impl Store {
     }
 
     /// Reads a snapshot without mounting it.
-    fn merged(&self, snapshot: &Snapshot) -> Result<Merged> {
-        if let Some(missing) = snapshot.0.iter().find(|layer| !self.layer_dir(layer).is_dir()) {
-            return Err(Error::UnknownLayer(missing.to_string()));
-        }
+    pub(crate) fn merged(&self, snapshot: &Snapshot) -> Result<Merged> {
+        self.need_trees(&snapshot.0)?;
         Merged::open(snapshot.0.iter().rev().map(|layer| self.layer_dir(layer)), self.ids())
             .context("open", self.path("layers"))
     }

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use build_engine_rootfs::{Ids, Tree};
+use build_engine_rootfs::{Ids, Time, Tree};
 use build_engine_store::copy::{self, CopySpec, View};
 use build_engine_store::layer::{self, WriteOptions};
 
@@ -43,7 +43,7 @@ pub fn export(context: &Path, ignore: &IgnoreFile, to: ExportTo<'_>) -> Result<(
     };
     match to {
         ExportTo::Archive(out) => {
-            let mut entries = copy::plan(view, &[spec]).map_err(|error| unread(&error))?;
+            let mut entries = copy::plan(view, None, &[spec], Time::default()).map_err(|error| unread(&error))?;
             layer::write(&mut entries, WriteOptions::default(), out).map_err(|error| match error {
                 layer::LayerError::Write(error) => unwritten("the archive", &error),
                 error => unread(&error),

@@ -15,6 +15,7 @@ use build_engine_store::{Ids, Lease, Store};
 use futures::future::{BoxFuture, try_join_all};
 use tokio::sync::Semaphore;
 
+use super::ahead::Ahead;
 use super::context::{self, Early};
 use super::entitled;
 use super::events::Work;
@@ -453,6 +454,7 @@ impl Engine {
             shm_size_bytes: request.shm_size_bytes,
             lease: Arc::clone(&sources.lease),
             read_sources: lowered.map(read_sources).unwrap_or_default(),
+            ahead: lowered.map(|lowered| Ahead::new(request, lowered)).unwrap_or_default(),
             network_wanted: lowered.is_some_and(runs_in_default_network).into(),
         })
     }

@@ -364,7 +364,7 @@ fn all_annotations(all: &[Annotation], target: AnnotationTarget) -> BTreeMap<Str
         .collect()
 }
 
-fn compression(compression: Compression) -> compress::Compression {
+pub(super) fn compression(compression: Compression) -> compress::Compression {
     match compression {
         Compression::Uncompressed => compress::Compression::Uncompressed,
         Compression::Gzip(level) => compress::Compression::Gzip { level: level.map_or(GZIP_LEVEL, i32::from) },

@@ -13,6 +13,7 @@ use build_engine_rootfs::{Ids, Time, Tree, users};
 use build_engine_solver::ContentSelector;
 use build_engine_store::content_hash::{ContentHash, HashError, Index, Question};
 use build_engine_store::copy::{self, CopyError, CopySpec, View};
+use build_engine_store::layer::compress::Compression;
 use build_engine_store::{ActiveLayer, CommitInfo, MountedTree, Snapshot, StatIndex, Store};
 
 use super::bundle::io_error;
@@ -118,14 +119,21 @@ pub(super) fn with_view<T>(store: &Store, output: &Output, use_it: impl FnOnce(V
 
 /// Does all actions of a file operation and returns its outputs.
 ///
-/// Actions that build on one another write into one layer, which is committed where an output is asked for.
+/// Actions that build on one another write into one layer, which is committed where an output is asked for. Nobody reads
+/// the files of an operation that `streams`: where it only copies, its layer is written as a blob.
 pub(super) fn run(
     store: &Store,
     vertex: &Vertex,
     file: &FileOp,
     inputs: &[Output],
+    streams: Option<Compression>,
     events: &dyn EventSink,
 ) -> Result<Vec<Output>, StepError> {
+    if let Some(compression) = streams
+        && let Some(output) = stream(store, vertex, file, inputs, compression)?
+    {
+        return Ok(vec![output]);
+    }
     let warn = |message: String| {
         events.emit(Event::Warning(Warning {
             vertex: Some(vertex.digest().clone()),
@@ -165,6 +173,60 @@ pub(super) fn run(
         }
     }
     outputs.into_iter().map(|output| output.ok_or_else(|| internal("a file operation leaves out an output"))).collect()
+}
+
+/// Writes the layer of copies as a blob, without making its tree. `None` where that cannot be done, or went wrong: the plain
+/// way knows what to say then.
+fn stream(
+    store: &Store,
+    vertex: &Vertex,
+    file: &FileOp,
+    inputs: &[Output],
+    compression: Compression,
+) -> Result<Option<Output>, StepError> {
+    let [first, ..] = &file.actions[..] else { return Ok(None) };
+    let one_layer = file.actions.iter().enumerate().all(|(index, action)| {
+        let continues = index == 0 || action.input == Some(inputs.len() + index - 1);
+        let ends = index + 1 == file.actions.len();
+        continues && action.output == ends.then_some(0) && action.secondary_input == first.secondary_input
+    });
+    let Some(source) = first.secondary_input.and_then(|input| inputs.get(input)).filter(|_| one_layer) else {
+        return Ok(None);
+    };
+    let mut specs = Vec::with_capacity(file.actions.len());
+    // Who has a warning to give gives it once, the plain way.
+    let warned = std::cell::Cell::new(false);
+    for action in &file.actions {
+        let FileActionKind::Copy(copy) = &action.kind else { return Ok(None) };
+        let owner = copy.owner.as_ref().map(|owner| ids(store, owner, inputs, &|_| warned.set(true))).transpose()?;
+        specs.push(copy_spec(copy, owner)?);
+    }
+    if warned.get() {
+        return Ok(None);
+    }
+    let base = snapshot_of(inputs, first.input)?;
+    let mounted = if base.layers().is_empty() {
+        None
+    } else {
+        Some(store.mount(&base, None).map_err(|error| StepError::store("cannot read a snapshot", &error))?)
+    };
+    let readable = Readable::open(store, source)?;
+    readable.with_view(|view| {
+        let Ok(mut entries) = copy::plan(view, mounted.as_ref().map(MountedTree::tree), &specs, Time::now()) else {
+            return Ok(None);
+        };
+        let info = CommitInfo { description: vertex.name(), ..CommitInfo::default() };
+        match store.commit_streamed(&base, &mut entries, compression, &info) {
+            Ok(layer) => Ok(Some(Output::Snapshot(base.with(layer)))),
+            Err(error @ build_engine_store::Error::NoSpace { .. }) => {
+                Err(StepError::store("cannot keep a layer", &error))
+            }
+            Err(error) => {
+                tracing::debug!(%error, "a layer is written the plain way");
+                Ok(None)
+            }
+        }
+    })
 }
 
 /// A layer that is being written.

@@ -5,11 +5,13 @@
 //! backend: a remote solve with events.
 
 mod agent;
+mod ahead;
 mod answers;
 mod build;
 mod bundle;
 mod checks;
 mod context;
+
 mod entitled;
 mod events;
 mod export;

@@ -19,6 +19,7 @@ use futures::future::{BoxFuture, try_join_all};
 use rustix::fs::{Mode, OFlags};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::ahead::Ahead;
 use super::face::Caller;
 use super::git::{self, Git};
 use super::http::{self, Http};
@@ -146,6 +147,8 @@ pub(super) struct BuildOps {
     pub(super) lease: Arc<build_engine_store::Lease>,
     /// Sources whose files some vertex reads: they are fetched as soon as they are wanted. Others may never be.
     pub(super) read_sources: BTreeSet<Digest>,
+    /// What can be done for the outputs before the build is done.
+    pub(super) ahead: Ahead,
     /// Whether a network should be made when the first vertex runs.
     pub(super) network_wanted: std::sync::atomic::AtomicBool,
     /// Whether the tree of a failed command is kept (`--rm=false`).
@@ -247,9 +250,10 @@ impl Ops for BuildOps {
                 Op::File(_) => {
                     let parts = Arc::clone(&self.parts);
                     let vertex = Arc::clone(&vertex);
+                    let streams = self.ahead.streams(&vertex);
                     spawn(move || {
                         let Op::File(file) = vertex.op() else { unreachable!("matched above") };
-                        files::run(&parts.store, &vertex, file, &inputs, &*events)
+                        files::run(&parts.store, &vertex, file, &inputs, streams, &*events)
                     })
                     .await
                 }

@@ -1,6 +1,5 @@
-//! Where a copy goes: into a tree, or into a plan of entries.
+//! Where a copy goes: a tree here, a plan of entries in [`super::plan`].
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
@@ -8,11 +7,11 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use build_engine_rootfs::{Attributes, Entry, Error, Kind, Place, Time, Tree, clean};
+use build_engine_rootfs::{Attributes, Entry, Error, Kind, Place, Time, Tree};
 use rustix::io::Errno;
 
 use super::{CopyError, View};
-use crate::layer::{Content, Entries, LayerEntry, LayerError, Unpack, unpack};
+use crate::layer::{LayerError, Unpack, unpack};
 
 /// Where a copy goes. Paths have no links in them, except those given to [`Sink::canonical`].
 pub(super) trait Sink {
@@ -173,111 +172,5 @@ fn by_hand(source: &mut File, target: &mut impl Write) -> io::Result<u64> {
         }
         target.write_all(&buffer[..got])?;
         copied += got as u64;
-    }
-}
-
-/// Remembers what would be made in an empty tree.
-pub(super) struct PlanSink<'a> {
-    source: View<'a>,
-    planned: BTreeMap<PathBuf, Planned>,
-}
-
-struct Planned {
-    entry: Entry,
-    hard_link: Option<PathBuf>,
-    from: Option<PathBuf>,
-}
-
-impl<'a> PlanSink<'a> {
-    pub(super) fn new(source: View<'a>) -> Self {
-        Self { source, planned: BTreeMap::new() }
-    }
-
-    pub(super) fn into_entries(self) -> PlannedEntries<'a> {
-        PlannedEntries { source: self.source, planned: self.planned.into_iter() }
-    }
-}
-
-impl Sink for PlanSink<'_> {
-    fn canonical(&self, path: &Path) -> Result<PathBuf, CopyError> {
-        Ok(clean(path))
-    }
-
-    fn find(&self, path: &Path) -> Result<Option<Kind>, CopyError> {
-        if path.as_os_str().is_empty() {
-            return Ok(Some(Kind::Directory));
-        }
-        Ok(self.planned.get(path).map(|planned| planned.entry.metadata.kind))
-    }
-
-    fn remove(&mut self, path: &Path) -> Result<(), CopyError> {
-        self.planned.retain(|planned, _| !planned.starts_with(path));
-        Ok(())
-    }
-
-    fn mkdir(&mut self, path: &Path, entry: &Entry, time: Option<Time>) -> Result<(), CopyError> {
-        let mut entry = entry.clone();
-        entry.metadata.mtime = time.unwrap_or_default();
-        self.planned.insert(path.to_owned(), Planned { entry, hard_link: None, from: None });
-        Ok(())
-    }
-
-    fn update_dir(&mut self, path: &Path, entry: &Entry) -> Result<(), CopyError> {
-        if let Some(planned) = self.planned.get_mut(path) {
-            planned.entry.xattrs.extend(entry.xattrs.clone());
-            planned.entry.metadata = entry.metadata;
-        }
-        Ok(())
-    }
-
-    fn set_time(&mut self, path: &Path, time: Time) -> Result<(), CopyError> {
-        if let Some(planned) = self.planned.get_mut(path) {
-            planned.entry.metadata.mtime = time;
-        }
-        Ok(())
-    }
-
-    fn link(&mut self, first: &Path, path: &Path) -> Result<(), CopyError> {
-        let Some(planned) = self.planned.get(first) else {
-            return Err(CopyError::NotFound { path: first.to_owned() });
-        };
-        let entry = planned.entry.clone();
-        let link = Planned { entry, hard_link: Some(first.to_owned()), from: None };
-        self.planned.insert(path.to_owned(), link);
-        Ok(())
-    }
-
-    fn put(&mut self, path: &Path, entry: &Entry, _: View<'_>, from: &Path) -> Result<(), CopyError> {
-        let mut entry = entry.clone();
-        if entry.metadata.kind == Kind::Socket {
-            entry.metadata.kind = Kind::File;
-        }
-        let planned = Planned { entry, hard_link: None, from: Some(from.to_owned()) };
-        self.planned.insert(path.to_owned(), planned);
-        Ok(())
-    }
-
-    fn unpack(&mut self, path: &Path, _: &mut dyn Read, _: &Unpack<'_>) -> Result<(), LayerError> {
-        let entry = crate::layer::escape(path.as_os_str().as_bytes());
-        Err(LayerError::Refused { entry, reason: String::from("an archive is unpacked into a tree only") })
-    }
-}
-
-/// The entries of a plan.
-pub(super) struct PlannedEntries<'a> {
-    source: View<'a>,
-    planned: std::collections::btree_map::IntoIter<PathBuf, Planned>,
-}
-
-impl Entries for PlannedEntries<'_> {
-    fn next_entry(&mut self) -> Result<Option<LayerEntry>, LayerError> {
-        let Some((path, Planned { entry, hard_link, from })) = self.planned.next() else { return Ok(None) };
-        let content = match from {
-            Some(from) if entry.metadata.is_file() && entry.metadata.size > 0 => {
-                Some(Content::File(self.source.open_file(&from)?))
-            }
-            Some(_) | None => None,
-        };
-        Ok(Some(LayerEntry { path, entry, hard_link, content }))
     }
 }

@@ -49,7 +49,8 @@ fn check(specs: &[CopySpec], expected: &[&str]) {
     let options = WriteOptions::default();
     let tree_layer = write(&mut TreeEntries::new(&dest).unwrap(), options, &mut from_tree).unwrap();
     let mut planned = Vec::new();
-    let plan_layer = write(&mut plan(View::context(&tree), specs).unwrap(), options, &mut planned).unwrap();
+    let plan_layer =
+        write(&mut plan(View::context(&tree), None, specs, Time::default()).unwrap(), options, &mut planned).unwrap();
     assert_eq!(tree_layer, plan_layer, "{specs:?}");
     assert!(from_tree == planned);
 }

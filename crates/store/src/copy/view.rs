@@ -106,39 +106,12 @@ impl<'a> View<'a> {
         if self.filter.is_none() {
             return self.tree.canonical(path, follow_last);
         }
-        let mut rest: Vec<OsString> = clean(path).iter().rev().map(ToOwned::to_owned).collect();
-        let mut current = PathBuf::new();
-        let mut links = 0;
-        while let Some(name) = rest.pop() {
-            if name == ".." {
-                current.pop();
-                continue;
+        canonical(path, follow_last, |current| match self.tree.find(current, false)? {
+            Some(found) if found.kind == Kind::Symlink && self.visibility(current, false) != Visibility::Hidden => {
+                Ok(Some(self.tree.read_link(current)?))
             }
-            current.push(&name);
-            if rest.is_empty() && !follow_last {
-                break;
-            }
-            let Some(found) = self.tree.find(&current, false)? else { continue };
-            if found.kind != Kind::Symlink || self.visibility(&current, false) == Visibility::Hidden {
-                continue;
-            }
-            links += 1;
-            if links > 255 {
-                return Err(Error::TooManyLinks { path: path.to_owned() });
-            }
-            let target = PathBuf::from(self.tree.read_link(&current)?);
-            current.pop();
-            if target.is_absolute() {
-                current = PathBuf::new();
-            }
-            let components = target.components().rev().filter_map(|component| match component {
-                std::path::Component::Normal(name) => Some(name.to_owned()),
-                std::path::Component::ParentDir => Some("..".into()),
-                _ => None,
-            });
-            rest.extend(components);
-        }
-        Ok(current)
+            _ => Ok(None),
+        })
     }
 
     /// Everything about `path` except content.
@@ -161,4 +134,43 @@ impl<'a> View<'a> {
         let place = self.tree.place(path)?;
         place.as_place().open_file().map_err(|errno| Error::new("open", path, errno))
     }
+}
+
+/// Where `path` leads when its symbolic links are followed inside a tree of which `link` says where a path without links,
+/// if it is a link, points to. What does not exist is taken as written.
+pub(super) fn canonical<E: From<Error>>(
+    path: &Path,
+    follow_last: bool,
+    link: impl Fn(&Path) -> Result<Option<OsString>, E>,
+) -> Result<PathBuf, E> {
+    let mut rest: Vec<OsString> = clean(path).iter().rev().map(ToOwned::to_owned).collect();
+    let mut current = PathBuf::new();
+    let mut links = 0;
+    while let Some(name) = rest.pop() {
+        if name == ".." {
+            current.pop();
+            continue;
+        }
+        current.push(&name);
+        if rest.is_empty() && !follow_last {
+            break;
+        }
+        let Some(target) = link(&current)? else { continue };
+        links += 1;
+        if links > 255 {
+            return Err(Error::TooManyLinks { path: path.to_owned() }.into());
+        }
+        let target = PathBuf::from(target);
+        current.pop();
+        if target.is_absolute() {
+            current = PathBuf::new();
+        }
+        let components = target.components().rev().filter_map(|component| match component {
+            std::path::Component::Normal(name) => Some(name.to_owned()),
+            std::path::Component::ParentDir => Some("..".into()),
+            _ => None,
+        });
+        rest.extend(components);
+    }
+    Ok(current)
 }

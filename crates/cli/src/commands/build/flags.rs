@@ -120,6 +120,10 @@ pub(crate) struct Flags {
     /// Isolation of RUN: default, strict (what this host lacks is an error) or rootless
     #[arg(long, value_name = "LEVEL", value_parser = super::limits::isolation, help_heading = "RUN")]
     pub(crate) isolation: Option<build_engine_engine::Isolation>,
+    /// Whether shortcuts are taken that change no result; =false is for comparing
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean,
+          hide_possible_values = true, value_name = "BOOL", help_heading = "Cache")]
+    pub(crate) fast_paths: Option<bool>,
     /// Parent of the control groups
     #[arg(long, value_name = "PATH", help_heading = "RUN")]
     pub(crate) cgroup_parent: Option<String>,

@@ -156,6 +156,7 @@ pub(crate) fn plan(mut flags: Flags, env: Environment<'_>) -> Result<Plan, Failu
         allow,
         session,
         isolation: flags.isolation.unwrap_or_default(),
+        fast_paths: flags.fast_paths != Some(false),
         keep_failed: flags.other.rm == Some(false) && flags.other.force_rm != Some(true),
     };
     Ok(Plan {

@@ -1,0 +1,318 @@
+//! What copies would write, without writing it: the entries of a layer on top of a tree.
+//!
+//! The rules of [`super::copy`](fn@super::copy) run against a [`PlanSink`] instead of a tree; what they would change
+//! becomes a sorted list of entries, which a layer's blob is written from in one pass over the source.
+//!
+//! Invariant: the entries are those that the layer of a [`copy`](fn@super::copy) into a mount of the base would have once
+//! it is committed. What cannot be planned (archives to unpack, directories of the base that go away) is an error, and
+//! nothing has been written then.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
+use std::io::Read;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use build_engine_rootfs::{Entry, Kind, Metadata, Time, Tree};
+
+use super::sink::Sink;
+use super::view::canonical;
+use super::{CopyError, CopySpec, View, run};
+use crate::layer::{Content, Entries, LayerEntry, LayerError, Unpack};
+use crate::merged;
+
+/// Computes what [`copy`](fn@super::copy) would make on top of `base` (nothing: an empty tree), to be written as a layer;
+/// content is read when it is written. Times that a copy leaves to the clock are `clock`.
+///
+/// # Errors
+/// Those of [`copy`](fn@super::copy), and [`CopyError::Unplannable`].
+pub fn plan<'a>(
+    source: View<'a>,
+    base: Option<&'a Tree>,
+    specs: &[CopySpec],
+    clock: Time,
+) -> Result<PlannedEntries<'a>, CopyError> {
+    let mut sink = PlanSink { source, base, clock, planned: BTreeMap::new() };
+    for spec in specs {
+        run(source, &mut sink, spec)?;
+    }
+    sink.into_entries()
+}
+
+struct PlanSink<'a> {
+    source: View<'a>,
+    base: Option<&'a Tree>,
+    clock: Time,
+    planned: BTreeMap<PathBuf, Planned>,
+}
+
+struct Planned {
+    entry: Entry,
+    hard_link: Option<PathBuf>,
+    from: Option<PathBuf>,
+    /// For a directory: the base has none here, so nothing of the base is below it.
+    is_fresh: bool,
+    /// Whether the base has something else here.
+    replaces: bool,
+}
+
+impl Planned {
+    fn directory(entry: Entry, is_fresh: bool) -> Self {
+        Self { entry, hard_link: None, from: None, is_fresh, replaces: false }
+    }
+
+    fn is_whiteout(&self) -> bool {
+        self.entry.metadata.is_whiteout()
+    }
+}
+
+impl PlanSink<'_> {
+    /// What the base has at a path that is not planned.
+    fn below(&self, path: &Path) -> Result<Option<Metadata>, CopyError> {
+        let Some(base) = self.base else { return Ok(None) };
+        let is_fresh = path.parent().and_then(|parent| self.planned.get(parent)).is_some_and(|it| it.is_fresh);
+        if is_fresh { Ok(None) } else { Ok(base.find(path, false)?) }
+    }
+
+    /// Plans a directory of the base as it is, because it, or something in it, changes. Its parents come with it.
+    fn copy_up(&mut self, path: &Path) -> Result<(), CopyError> {
+        if path.as_os_str().is_empty() || self.planned.contains_key(path) {
+            return Ok(());
+        }
+        self.copy_up(path.parent().unwrap_or(Path::new("")))?;
+        let Some(base) = self.base else { return Err(CopyError::NotFound { path: path.to_owned() }) };
+        let entry = base.read_entry(path)?;
+        self.planned.insert(path.to_owned(), Planned::directory(entry, false));
+        Ok(())
+    }
+
+    /// A directory in which something is made or removed changes with it.
+    fn touch_parent(&mut self, path: &Path) -> Result<(), CopyError> {
+        let parent = path.parent().unwrap_or(Path::new(""));
+        if !self.planned.contains_key(parent) {
+            self.copy_up(parent)?;
+        }
+        if let Some(planned) = self.planned.get_mut(parent) {
+            planned.entry.metadata.mtime = self.clock;
+        }
+        Ok(())
+    }
+
+    fn insert(&mut self, path: &Path, mut planned: Planned) -> Result<(), CopyError> {
+        self.touch_parent(path)?;
+        planned.replaces = self.planned.get(path).is_some_and(Planned::is_whiteout);
+        self.planned.insert(path.to_owned(), planned);
+        Ok(())
+    }
+}
+
+impl<'a> PlanSink<'a> {
+    /// Leaves out what equals the base, as a commit does.
+    fn into_entries(mut self) -> Result<PlannedEntries<'a>, CopyError> {
+        let linked = self.order_links();
+        if let Some(base) = self.base {
+            let mut same = Vec::new();
+            for (path, planned) in &self.planned {
+                let is_linked = planned.hard_link.is_some() || linked.contains(path);
+                if planned.replaces && !is_linked && self.equals(base, path, planned)? {
+                    same.push(path.clone());
+                }
+            }
+            for path in same {
+                self.planned.remove(&path);
+            }
+            let mut filled: Option<PathBuf> = None;
+            let mut unchanged = Vec::new();
+            for (path, planned) in self.planned.iter().rev() {
+                let is_filled = filled.as_ref().is_some_and(|inside| inside.starts_with(path));
+                if planned.entry.metadata.is_dir()
+                    && !planned.is_fresh
+                    && !is_filled
+                    && merged::same_entry(&planned.entry, &base.read_entry(path)?)
+                {
+                    unchanged.push(path.clone());
+                } else {
+                    filled = Some(path.clone());
+                }
+            }
+            for path in unchanged {
+                self.planned.remove(&path);
+            }
+        }
+        Ok(PlannedEntries { source: self.source, planned: self.planned.into_iter() })
+    }
+
+    /// Gives each inode's content to the first of its names, as an archive needs it. Returns those names.
+    fn order_links(&mut self) -> BTreeSet<PathBuf> {
+        let mut earliest: BTreeMap<PathBuf, PathBuf> = BTreeMap::new();
+        for (path, planned) in &self.planned {
+            if let Some(first) = &planned.hard_link {
+                earliest.entry(first.clone()).or_insert_with(|| path.clone().min(first.clone()));
+            }
+        }
+        let moved: Vec<(PathBuf, PathBuf)> = earliest
+            .iter()
+            .filter(|(first, now)| first != now)
+            .map(|(first, now)| (first.clone(), now.clone()))
+            .collect();
+        for (first, now) in moved {
+            for planned in self.planned.values_mut().filter(|planned| planned.hard_link.as_ref() == Some(&first)) {
+                planned.hard_link = Some(now.clone());
+            }
+            let from = self.planned.get_mut(&first).and_then(|planned| {
+                planned.hard_link = Some(now.clone());
+                planned.from.take()
+            });
+            if let Some(planned) = self.planned.get_mut(&now) {
+                (planned.hard_link, planned.from) = (None, from);
+            }
+        }
+        earliest.into_values().collect()
+    }
+
+    fn equals(&self, base: &Tree, path: &Path, planned: &Planned) -> Result<bool, CopyError> {
+        let below = base.read_entry(path)?;
+        let is_file = planned.entry.metadata.is_file();
+        if !merged::same_entry(&planned.entry, &below)
+            || (is_file && planned.entry.metadata.size != below.metadata.size)
+        {
+            return Ok(false);
+        }
+        let Some(from) = planned.from.as_ref().filter(|_| is_file) else { return Ok(true) };
+        let read = |source| CopyError::Content {
+            path: path.to_owned(),
+            source: LayerError::Content {
+                action: "compare",
+                path: crate::layer::escape(path.as_os_str().as_bytes()),
+                source,
+            },
+        };
+        merged::same_bytes(self.source.open_file(from)?, base.open_file(path)?).map_err(read)
+    }
+}
+
+impl Sink for PlanSink<'_> {
+    fn canonical(&self, path: &Path) -> Result<PathBuf, CopyError> {
+        canonical(path, true, |current| -> Result<Option<OsString>, CopyError> {
+            if let Some(planned) = self.planned.get(current) {
+                return Ok(planned.entry.link.clone());
+            }
+            match (self.below(current)?, self.base) {
+                (Some(found), Some(base)) if found.kind == Kind::Symlink => Ok(Some(base.read_link(current)?)),
+                _ => Ok(None),
+            }
+        })
+    }
+
+    fn find(&self, path: &Path) -> Result<Option<Kind>, CopyError> {
+        if path.as_os_str().is_empty() {
+            return Ok(Some(Kind::Directory));
+        }
+        match self.planned.get(path) {
+            Some(planned) if planned.is_whiteout() => Ok(None),
+            Some(planned) => Ok(Some(planned.entry.metadata.kind)),
+            None => Ok(self.below(path)?.map(|found| found.kind)),
+        }
+    }
+
+    fn remove(&mut self, path: &Path) -> Result<(), CopyError> {
+        let below = self.base.map(|base| base.find(path, false)).transpose()?.flatten();
+        let is_fresh = path.parent().and_then(|parent| self.planned.get(parent)).is_some_and(|it| it.is_fresh);
+        let below = below.filter(|_| !is_fresh);
+        if below.is_some_and(|found| found.is_dir()) {
+            return Err(CopyError::Unplannable { path: path.to_owned() });
+        }
+        let is_linked = |planned: &Planned| {
+            planned.entry.metadata.nlink > 1
+                && self.planned.values().any(|other| other.hard_link.as_deref() == Some(path))
+        };
+        if self.planned.get(path).is_some_and(is_linked) {
+            return Err(CopyError::Unplannable { path: path.to_owned() });
+        }
+        self.touch_parent(path)?;
+        if self.planned.get(path).is_some_and(|planned| planned.entry.metadata.is_dir()) {
+            self.planned.retain(|planned, _| !planned.starts_with(path));
+        } else {
+            self.planned.remove(path);
+        }
+        if below.is_some() {
+            let entry = super::plain_entry(Kind::CharDevice, 0, None);
+            let whiteout = Planned { entry, hard_link: None, from: None, is_fresh: false, replaces: true };
+            self.planned.insert(path.to_owned(), whiteout);
+        }
+        Ok(())
+    }
+
+    fn mkdir(&mut self, path: &Path, entry: &Entry, time: Option<Time>) -> Result<(), CopyError> {
+        let mut entry = entry.clone();
+        entry.metadata.mtime = time.unwrap_or(self.clock);
+        self.insert(path, Planned::directory(entry, true))
+    }
+
+    fn update_dir(&mut self, path: &Path, entry: &Entry) -> Result<(), CopyError> {
+        self.copy_up(path)?;
+        if let Some(planned) = self.planned.get_mut(path) {
+            planned.entry.xattrs.extend(entry.xattrs.clone());
+            planned.entry.metadata = entry.metadata;
+        }
+        Ok(())
+    }
+
+    fn set_time(&mut self, path: &Path, time: Time) -> Result<(), CopyError> {
+        self.copy_up(path)?;
+        if let Some(planned) = self.planned.get_mut(path) {
+            planned.entry.metadata.mtime = time;
+        }
+        Ok(())
+    }
+
+    fn link(&mut self, first: &Path, path: &Path) -> Result<(), CopyError> {
+        let Some(planned) = self.planned.get(first) else {
+            return Err(CopyError::NotFound { path: first.to_owned() });
+        };
+        let entry = planned.entry.clone();
+        let link = Planned { entry, hard_link: Some(first.to_owned()), from: None, is_fresh: false, replaces: false };
+        self.insert(path, link)
+    }
+
+    fn put(&mut self, path: &Path, entry: &Entry, _: View<'_>, from: &Path) -> Result<(), CopyError> {
+        let mut entry = entry.clone();
+        if entry.metadata.kind == Kind::Socket {
+            // As an empty file, as BuildKit does.
+            entry.metadata.kind = Kind::File;
+            entry.metadata.size = 0;
+        }
+        let from = Some(from.to_owned());
+        self.insert(path, Planned { entry, hard_link: None, from, is_fresh: false, replaces: false })
+    }
+
+    fn unpack(&mut self, path: &Path, _: &mut dyn Read, _: &Unpack<'_>) -> Result<(), LayerError> {
+        let entry = crate::layer::escape(path.as_os_str().as_bytes());
+        Err(LayerError::Refused { entry, reason: String::from("an archive is unpacked into a tree only") })
+    }
+}
+
+/// The entries of a plan; see [`plan`].
+pub struct PlannedEntries<'a> {
+    source: View<'a>,
+    planned: std::collections::btree_map::IntoIter<PathBuf, Planned>,
+}
+
+impl std::fmt::Debug for PlannedEntries<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PlannedEntries").field("left", &self.planned.len()).finish_non_exhaustive()
+    }
+}
+
+impl Entries for PlannedEntries<'_> {
+    fn next_entry(&mut self) -> Result<Option<LayerEntry>, LayerError> {
+        let Some((path, Planned { entry, hard_link, from, .. })) = self.planned.next() else { return Ok(None) };
+        let content = match from {
+            Some(from) if entry.metadata.is_file() && entry.metadata.size > 0 => {
+                Some(Content::File(self.source.open_file(&from)?))
+            }
+            Some(_) | None => None,
+        };
+        Ok(Some(LayerEntry { path, entry, hard_link, content }))
+    }
+}
