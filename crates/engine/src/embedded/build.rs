@@ -185,6 +185,8 @@ impl Engine {
             let base = result.base.map(|base| base.image);
             built.push(Built { platform: result.platform, parts, image: result.image, base, epoch: result.epoch });
         }
+        let mut aside = std::mem::take(&mut *ops.aside.lock().unwrap_or_else(PoisonError::into_inner));
+        while aside.join_next().await.is_some() {}
         let export = Export { parts: &self.parts, request: &request, built: Arc::new(built), images, lease };
         let mut outcome = export.run(&sink).await?;
         let fallbacks = ops.fallbacks.lock().unwrap_or_else(PoisonError::into_inner);
@@ -455,6 +457,7 @@ impl Engine {
             lease: Arc::clone(&sources.lease),
             read_sources: lowered.map(read_sources).unwrap_or_default(),
             ahead: lowered.map(|lowered| Ahead::new(request, lowered)).unwrap_or_default(),
+            aside: Mutex::default(),
             network_wanted: lowered.is_some_and(runs_in_default_network).into(),
         })
     }

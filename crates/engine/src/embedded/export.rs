@@ -343,7 +343,7 @@ fn tell(outcome: &mut Outcome, image: &Image) {
     outcome.size_bytes = image.size_bytes;
 }
 
-fn all_names(request: &BuildRequest, names: &[Reference]) -> Vec<Reference> {
+pub(super) fn all_names(request: &BuildRequest, names: &[Reference]) -> Vec<Reference> {
     let mut all: Vec<Reference> = request.tags.iter().chain(names).cloned().map(Reference::or_latest).collect();
     all.dedup();
     all

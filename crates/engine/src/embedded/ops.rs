@@ -149,6 +149,8 @@ pub(super) struct BuildOps {
     pub(super) read_sources: BTreeSet<Digest>,
     /// What can be done for the outputs before the build is done.
     pub(super) ahead: Ahead,
+    /// What of that is being done; it ends with the build.
+    pub(super) aside: std::sync::Mutex<tokio::task::JoinSet<()>>,
     /// Whether a network should be made when the first vertex runs.
     pub(super) network_wanted: std::sync::atomic::AtomicBool,
     /// Whether the tree of a failed command is kept (`--rm=false`).
@@ -269,6 +271,11 @@ impl Ops for BuildOps {
                 self.keep(output)?;
             }
             self.remember(&vertex, outputs.first());
+            if let Some(Output::Snapshot(snapshot)) = outputs.first()
+                && let Some(work) = self.ahead.work(&vertex, snapshot, &self.parts, &self.lease)
+            {
+                self.aside.lock().unwrap_or_else(std::sync::PoisonError::into_inner).spawn(work);
+            }
             Ok(outputs)
         })
     }
