@@ -1,12 +1,17 @@
 //! Where the entries of a layer come from.
 
 use std::collections::HashMap;
+use std::ffi::OsString;
 use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
+use std::sync::Arc;
 
-use build_engine_rootfs::{Entry, Error, Kind, Tree, Walk};
+use build_engine_rootfs::{Entry, Error, Ids, Kind, Metadata, Place, Tree, Walk, is_layer_xattr};
+use rustix::io::Errno;
 
-use super::LayerError;
+use super::{LayerError, escape};
 
 /// One entry of a layer, to be written.
 #[derive(Debug)]
@@ -28,6 +33,46 @@ pub enum Content {
     File(File),
     /// Bytes.
     Bytes(Vec<u8>),
+    /// A file that is opened when it is written, by whichever thread does it.
+    Later(Unopened),
+}
+
+/// A file that was listed.
+#[derive(Debug)]
+pub struct Unopened {
+    /// The open directory that it is in.
+    pub dir: Arc<OwnedFd>,
+    /// Its name there.
+    pub name: OsString,
+    /// What was listed.
+    pub listed: Metadata,
+}
+
+impl LayerEntry {
+    /// The same entry, its content opened and its extended attributes read.
+    ///
+    /// # Errors
+    /// [`LayerError::Changed`] if the file is not the one that was listed, or not as it was; [`LayerError::Refused`] if it
+    /// has an extended attribute that a tree would keep and an archive does not.
+    pub fn opened(mut self) -> Result<Self, LayerError> {
+        let Some(Content::Later(Unopened { dir, name, listed })) = self.content else { return Ok(self) };
+        let changed = || LayerError::Changed { path: escape(self.path.as_os_str().as_bytes()) };
+        let (entry, file) = match Place::new(dir.as_fd(), &name, Ids::Full).open_entry() {
+            Ok(opened) => opened,
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::OPNOTSUPP) => return Err(changed()),
+            Err(errno) => return Err(Error::new("open", &self.path, errno).into()),
+        };
+        if entry.metadata != listed {
+            return Err(changed());
+        }
+        if let Some(name) = entry.xattrs.keys().find(|name| !is_layer_xattr(name)) {
+            let reason = format!("no archive holds its attribute `{}`", escape(name.as_bytes()));
+            return Err(LayerError::Refused { entry: escape(self.path.as_os_str().as_bytes()), reason });
+        }
+        self.entry.xattrs = entry.xattrs;
+        self.content = (self.entry.metadata.size > 0).then_some(Content::File(file));
+        Ok(self)
+    }
 }
 
 /// A source of entries, sorted by path (component by component, by their bytes), parents first.

@@ -21,7 +21,7 @@ mod write;
 
 pub use apply::{Applied, ApplyOptions, apply};
 pub(crate) use apply::{Unpack, unpack};
-pub use entries::{Content, Entries, LayerEntry, TreeEntries};
+pub use entries::{Content, Entries, LayerEntry, TreeEntries, Unopened};
 pub use error::LayerError;
 pub(crate) use error::escape;
 pub use read::Limits;

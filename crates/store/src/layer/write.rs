@@ -78,7 +78,7 @@ impl<W: Write + ?Sized> Archive<'_, W> {
 
     /// Writes one entry and returns how many the archive got for it.
     fn entry(&mut self, source: LayerEntry, options: WriteOptions) -> Result<u64, LayerError> {
-        let LayerEntry { path, entry, hard_link, content } = source;
+        let LayerEntry { path, entry, hard_link, content } = source.opened()?;
         let metadata = &entry.metadata;
         let mut name = path.as_os_str().as_bytes().to_vec();
         if metadata.is_whiteout() {
@@ -132,7 +132,9 @@ impl<W: Write + ?Sized> Archive<'_, W> {
                 pad(&mut self.buffer, size);
             }
             Some(Content::File(file)) => self.file(file, size, &path)?,
-            Some(Content::Bytes(_)) | None => return Err(LayerError::Changed { path: escape(&name) }),
+            Some(Content::Bytes(_) | Content::Later(_)) | None => {
+                return Err(LayerError::Changed { path: escape(&name) });
+            }
         }
         if entry.opaque {
             let name = [&name[..], OPAQUE].concat();
