@@ -19,7 +19,7 @@ use build_engine_testkit::registry::{Access, RealRegistry};
 
 use crate::builder::{Builders, Tool, remove_storage};
 use crate::content::Random;
-use crate::results::{Cell, Group, Row};
+use crate::results::{self, Group, Row};
 use crate::sample::{Commands, Sample, Watch};
 
 /// The tools, in the order of the table.
@@ -301,7 +301,7 @@ fn row(id: &str, title: &str, samples: Vec<Vec<Sample>>) -> Row {
     let cells = TOOLS.iter().zip(samples).filter(|(_, samples)| !samples.is_empty()).map(|(name, samples)| {
         let memory_bytes = samples.iter().filter_map(|sample| sample.memory_bytes).max();
         let tool = (*name == TOOLS[BUILD_ENGINE]).then_some(Tool::BuildEngine);
-        Cell { name: (*name).to_owned(), tool, samples, memory_bytes, note: None }
+        results::Cell { name: (*name).to_owned(), tool, samples, memory_bytes, note: None }
     });
     let (id, title) = (id.to_owned(), title.to_owned());
     Row { id, title, group: Group::Transfers, size: None, run: 0, cells: cells.collect() }
