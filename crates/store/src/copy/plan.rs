@@ -12,6 +12,7 @@ use std::ffi::OsString;
 use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use build_engine_rootfs::{Entry, Kind, Metadata, Time, Tree};
 
@@ -31,7 +32,7 @@ pub fn plan<'a>(
     base: Option<&'a Tree>,
     specs: &[CopySpec],
     clock: Time,
-) -> Result<PlannedEntries<'a>, CopyError> {
+) -> Result<PlannedEntries, CopyError> {
     let mut sink = PlanSink { source, base, clock, planned: BTreeMap::new() };
     for spec in specs {
         run(source, &mut sink, spec)?;
@@ -108,7 +109,7 @@ impl PlanSink<'_> {
 
 impl<'a> PlanSink<'a> {
     /// Leaves out what equals the base, as a commit does.
-    fn into_entries(mut self) -> Result<PlannedEntries<'a>, CopyError> {
+    fn into_entries(mut self) -> Result<PlannedEntries, CopyError> {
         let linked = self.order_links();
         if let Some(base) = self.base {
             let mut same = Vec::new();
@@ -139,7 +140,8 @@ impl<'a> PlanSink<'a> {
                 self.planned.remove(&path);
             }
         }
-        Ok(PlannedEntries { source: self.source, planned: self.planned.into_iter() })
+        let tree = Arc::new(self.source.tree().try_clone()?);
+        Ok(PlannedEntries { tree, planned: self.planned.into_iter() })
     }
 
     /// Gives each inode's content to the first of its names, as an archive needs it. Returns those names.
@@ -293,23 +295,23 @@ impl Sink for PlanSink<'_> {
 }
 
 /// The entries of a plan; see [`plan`].
-pub struct PlannedEntries<'a> {
-    source: View<'a>,
+pub struct PlannedEntries {
+    tree: Arc<Tree>,
     planned: std::collections::btree_map::IntoIter<PathBuf, Planned>,
 }
 
-impl std::fmt::Debug for PlannedEntries<'_> {
+impl std::fmt::Debug for PlannedEntries {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("PlannedEntries").field("left", &self.planned.len()).finish_non_exhaustive()
     }
 }
 
-impl Entries for PlannedEntries<'_> {
+impl Entries for PlannedEntries {
     fn next_entry(&mut self) -> Result<Option<LayerEntry>, LayerError> {
         let Some((path, Planned { entry, hard_link, from, .. })) = self.planned.next() else { return Ok(None) };
         let content = match from {
             Some(from) if entry.metadata.is_file() && entry.metadata.size > 0 => {
-                Some(Content::File(self.source.open_file(&from)?))
+                Some(Content::Later(Arc::clone(&self.tree), from))
             }
             Some(_) | None => None,
         };

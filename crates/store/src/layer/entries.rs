@@ -2,7 +2,10 @@
 
 use std::collections::HashMap;
 use std::fs::File;
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use build_engine_rootfs::{Entry, Error, Kind, Tree, Walk};
 
@@ -26,8 +29,65 @@ pub struct LayerEntry {
 pub enum Content {
     /// An open file, read from its beginning.
     File(File),
-    /// Bytes.
-    Bytes(Vec<u8>),
+    /// A file that is opened when it is its turn to be read, on whatever thread: the path has no links on the way, and the
+    /// last component is not followed either.
+    Later(Arc<Tree>, PathBuf),
+}
+
+impl Content {
+    /// Opens it, and looks at it for the first time. `shown` is the name for messages.
+    pub(super) fn open(self, size: u64, shown: String) -> Result<Opened, LayerError> {
+        let file = match self {
+            Self::File(file) => file,
+            Self::Later(tree, path) => {
+                let opened = tree.place(&path)?.as_place().open_file();
+                opened.map_err(|errno| Error::new("open", &path, errno))?
+            }
+        };
+        let mut opened = Opened { file, size, shown, before: State::default() };
+        opened.before = opened.state()?;
+        Ok(opened)
+    }
+}
+
+/// A file that must not change while it is read.
+#[derive(Debug)]
+pub(super) struct Opened {
+    file: File,
+    size: u64,
+    shown: String,
+    before: State,
+}
+
+/// Size, and times of the last changes to content and inode.
+type State = (u64, i64, i64, i64, i64);
+
+impl Opened {
+    fn state(&self) -> Result<State, LayerError> {
+        let it = self.file.metadata().map_err(|source| self.unreadable(source))?;
+        Ok((it.size(), it.mtime(), it.mtime_nsec(), it.ctime(), it.ctime_nsec()))
+    }
+
+    fn unreadable(&self, source: io::Error) -> LayerError {
+        LayerError::Content { action: "read", path: self.shown.clone(), source }
+    }
+
+    /// Appends `length` bytes from `offset` on.
+    ///
+    /// # Errors
+    /// [`LayerError::Changed`] if the file is not as it was when it was opened, or not as long as it should be.
+    pub(super) fn read(&self, offset: u64, length: usize, out: &mut Vec<u8>) -> Result<(), LayerError> {
+        let changed = || LayerError::Changed { path: self.shown.clone() };
+        let start = out.len();
+        out.resize(start + length, 0);
+        match self.file.read_exact_at(&mut out[start..], offset) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Err(changed()),
+            Err(error) => return Err(self.unreadable(error)),
+        }
+        let now = self.state()?;
+        if now.0 == self.size && now == self.before { Ok(()) } else { Err(changed()) }
+    }
 }
 
 /// A source of entries, sorted by path (component by component, by their bytes), parents first.
@@ -42,6 +102,7 @@ pub trait Entries {
 /// The entries of a parentless layer tree. Sockets are left out, as in every image builder.
 #[derive(Debug)]
 pub struct TreeEntries {
+    tree: Arc<Tree>,
     walk: Walk,
     /// First name of each inode that has several.
     links: HashMap<(u64, u64), PathBuf>,
@@ -50,7 +111,7 @@ pub struct TreeEntries {
 impl TreeEntries {
     /// Reads `tree`.
     pub fn new(tree: &Tree) -> Result<Self, LayerError> {
-        Ok(Self { walk: tree.walk("")?, links: HashMap::new() })
+        Ok(Self { tree: Arc::new(tree.try_clone()?), walk: tree.walk("")?, links: HashMap::new() })
     }
 }
 
@@ -69,7 +130,7 @@ impl Entries for TreeEntries {
                 hard_link = (*first != step.path).then(|| first.clone());
             }
             let content = if hard_link.is_none() && entry.metadata.is_file() && entry.metadata.size > 0 {
-                Some(Content::File(step.place().open_file().map_err(failed)?))
+                Some(Content::Later(Arc::clone(&self.tree), step.path.clone()))
             } else {
                 None
             };
