@@ -8,7 +8,6 @@
 //! when it is applied. That is why a tree made from a blob is shared only where the same layers are below it.
 
 use std::io::{self, Read, Write};
-use std::sync::Arc;
 
 use build_engine_oci::{Descriptor, DiffId, Digest, Hasher, media_type};
 use build_engine_rootfs::Tree;
@@ -16,7 +15,7 @@ use build_engine_rootfs::Tree;
 use crate::content::BlobWriter;
 use crate::error::{Error, Result, is_no_space};
 use crate::layer::compress::{Compression, decompress};
-use crate::layer::{self, ApplyOptions, Entries, KnownFrames, LayerError, TreeEntries, WriteOptions};
+use crate::layer::{self, ApplyOptions, Entries, LayerError, TreeEntries, WriteOptions};
 use crate::layout::Store;
 use crate::partial::Following;
 use crate::snapshot::{LayerId, Snapshot};
@@ -97,11 +96,12 @@ impl Store {
         epoch: Option<i64>,
     ) -> Result<LayerBlob> {
         let failed = |error| layer_error(layer, error);
-        let known = Arc::new(KnownFrames::default());
+        let known = || self.known_frames(compression);
         let mut writer = self.blob_writer()?;
         let written = layer::write_blob(entries, WriteOptions { epoch }, compression, &known, &mut writer);
-        let (written, _) = written.map_err(failed)?;
+        let (written, frames) = written.map_err(failed)?;
         let (digest, size) = writer.commit(None)?;
+        self.save_frames(compression, &digest, &frames);
         Ok(LayerBlob {
             descriptor: Descriptor::new(media_type_of(compression), digest, size),
             diff_id: written.diff_id,

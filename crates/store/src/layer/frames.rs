@@ -32,8 +32,8 @@ const CUT_EVERY: u64 = 256 << 10;
 /// Frames that wait for being hashed.
 const HASH_BEHIND: usize = 4;
 
-/// Writes the archive of `entries` to `out`, compressed. Frames that are `known` are copied. Returns, besides, where in
-/// `out` each frame is that can be copied in turn.
+/// Writes the archive of `entries` to `out`, compressed. Frames that are `known`, which is asked when there is more than one
+/// frame, are copied. Returns, besides, where in `out` each frame is that can be copied in turn.
 ///
 /// # Errors
 /// As [`super::write`]'s.
@@ -41,14 +41,15 @@ pub fn write_blob(
     entries: &mut dyn Entries,
     options: WriteOptions,
     compression: Compression,
-    known: &Arc<KnownFrames>,
+    known: &dyn Fn() -> KnownFrames,
     out: &mut dyn Write,
 ) -> Result<(Written, Vec<pack::FramePlace>), LayerError> {
     let mut planner = Planner {
         frame: Frame::default(),
         running: Ordered::new(),
         compression,
-        known: Arc::clone(known),
+        known: Arc::default(),
+        ask: Some(known),
         out: Out { out, hash: ArchiveHash::Here(Hasher::new()), offset: 0, places: Vec::new() },
     };
     let mut header = Vec::new();
@@ -61,7 +62,7 @@ pub fn write_blob(
         planner.entry(&header, encoded, path_hash)?;
     }
     planner.bytes(&[0; END]);
-    planner.submit()?;
+    planner.start()?;
     while planner.take_oldest()? {}
     let Planner { out: Out { hash, places, .. }, .. } = planner;
     let (diff_id, size_bytes) = hash.finish();
@@ -131,6 +132,8 @@ struct Planner<'a> {
     running: Ordered<Result<Packed, LayerError>>,
     compression: Compression,
     known: Arc<KnownFrames>,
+    /// Asked when the first of several frames is complete.
+    ask: Option<&'a dyn Fn() -> KnownFrames>,
     out: Out<'a>,
 }
 
@@ -192,7 +195,15 @@ impl Planner<'_> {
         Ok(())
     }
 
+    /// Ends a frame after which another one comes.
     fn submit(&mut self) -> Result<(), LayerError> {
+        if let Some(ask) = self.ask.take() {
+            self.known = Arc::new(ask());
+        }
+        self.start()
+    }
+
+    fn start(&mut self) -> Result<(), LayerError> {
         let frame = mem::take(&mut self.frame);
         let (compression, known) = (self.compression, Arc::clone(&self.known));
         self.running.start(move || frame.pack(compression, &known));
@@ -279,3 +290,6 @@ impl ArchiveHash {
         (hasher.finish().into(), size_bytes)
     }
 }
+
+#[cfg(test)]
+mod tests;

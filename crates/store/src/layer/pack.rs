@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::sync::Arc;
 
 use super::compress::Compression;
@@ -16,6 +17,9 @@ use super::compress::Compression;
 const NOISE_BLOCK: usize = 64 << 10;
 /// Most of a block of a zstd frame (RFC 8878, 3.1.1.2.4).
 const ZSTD_BLOCK: usize = 128 << 10;
+
+/// Changes whenever libdeflate makes other bytes of the same content; a test compares.
+const GZIP_ENCODER: u32 = 1;
 
 /// What a frame is found by: checksums and length of its archive. They need not be safe from forgery, because what is found
 /// is compared.
@@ -48,14 +52,15 @@ pub struct FramePlace {
 /// Frames of other blobs that were made by the same compressor at the same level.
 #[derive(Debug, Default)]
 pub struct KnownFrames {
-    frames: HashMap<FrameKey, (Arc<File>, u64, u64)>,
+    frames: HashMap<FrameKey, (Arc<Path>, u64, u64)>,
 }
 
 impl KnownFrames {
-    /// Adds those of `blob`. Frames that are known already stay where they are.
-    pub fn add(&mut self, blob: &Arc<File>, places: impl IntoIterator<Item = FramePlace>) {
+    /// Adds those of the file `blob`. Frames that are known already stay where they are.
+    pub fn add(&mut self, blob: &Path, places: impl IntoIterator<Item = FramePlace>) {
+        let blob: Arc<Path> = blob.into();
         for place in places {
-            self.frames.entry(place.key).or_insert_with(|| (Arc::clone(blob), place.offset, place.length));
+            self.frames.entry(place.key).or_insert_with(|| (Arc::clone(&blob), place.offset, place.length));
         }
     }
 
@@ -64,7 +69,7 @@ impl KnownFrames {
         let (blob, offset, length) = self.frames.get(&key)?;
         let length = usize::try_from(*length).ok().filter(|length| *length < 2 * archive.len() + NOISE_BLOCK)?;
         let mut bytes = vec![0; length];
-        blob.read_exact_at(&mut bytes, *offset).ok()?;
+        File::open(blob).ok()?.read_exact_at(&mut bytes, *offset).ok()?;
         let mut back = vec![0; archive.len()];
         let size = match compression {
             Compression::Uncompressed => return None,
@@ -155,6 +160,15 @@ fn is_flat(block: &[u8]) -> bool {
 }
 
 impl Compression {
+    /// What the bytes of a frame depend on besides its archive. A new one makes all frames that are known unknown.
+    pub(crate) fn encoder(self) -> Option<String> {
+        match self {
+            Self::Uncompressed => None,
+            Self::Gzip { level } => Some(format!("gzip-{level}-{GZIP_ENCODER}")),
+            Self::Zstd { level } => Some(format!("zstd-{level}-{}", zstd::zstd_safe::version_number())),
+        }
+    }
+
     /// Compresses `content` as one member or frame.
     pub(super) fn compress(self, content: &[u8]) -> io::Result<Vec<u8>> {
         match self {
