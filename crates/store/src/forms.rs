@@ -14,7 +14,7 @@ use build_engine_rootfs::Tree;
 
 use crate::content::BlobWriter;
 use crate::error::{Error, Result, is_no_space};
-use crate::layer::compress::{Compression, FramedWriter, decompress};
+use crate::layer::compress::{Compression, decompress};
 use crate::layer::{self, ApplyOptions, Entries, LayerError, TreeEntries, WriteOptions};
 use crate::layout::Store;
 use crate::partial::Following;
@@ -96,10 +96,12 @@ impl Store {
         epoch: Option<i64>,
     ) -> Result<LayerBlob> {
         let failed = |error| layer_error(layer, error);
-        let mut frames = FramedWriter::new(self.blob_writer()?, compression);
-        let written = layer::write(entries, WriteOptions { epoch }, &mut frames).map_err(failed)?;
-        let writer = frames.finish().map_err(|error| failed(LayerError::Write(error)))?;
+        let known = || self.known_frames(compression);
+        let mut writer = self.blob_writer()?;
+        let written = layer::write_blob(entries, WriteOptions { epoch }, compression, &known, &mut writer);
+        let (written, frames) = written.map_err(failed)?;
         let (digest, size) = writer.commit(None)?;
+        self.save_frames(compression, &digest, &frames);
         Ok(LayerBlob {
             descriptor: Descriptor::new(media_type_of(compression), digest, size),
             diff_id: written.diff_id,

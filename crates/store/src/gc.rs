@@ -212,7 +212,7 @@ impl Store {
         }
         let (cache_mounts, bytes) = if all { self.remove_cache_mounts()? } else { (0, 0) };
         let indexes = self.remove_stat_indexes(all)?;
-        let more = interrupted + bytes + indexes;
+        let more = interrupted + bytes + indexes + self.remove_frame_tables()?;
         pruned.map(|pruned| Pruned { cache_mounts, size_bytes: pruned.size_bytes + more, ..pruned })
     }
 

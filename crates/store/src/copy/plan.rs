@@ -20,7 +20,7 @@ use build_engine_rootfs::{Entry, Kind, Metadata, Time, Tree, is_layer_xattr};
 use super::sink::Sink;
 use super::view::canonical;
 use super::{CopyError, CopySpec, View, run};
-use crate::layer::{Content, Entries, LayerEntry, LayerError, Unopened, Unpack};
+use crate::layer::{Content, Entries, LayerEntry, LayerError, Listed, Unpack};
 use crate::merged;
 
 /// Computes what [`copy`](fn@super::copy) would make on top of `base` (nothing: an empty tree), to be written as a layer;
@@ -33,7 +33,7 @@ pub fn plan<'a>(
     base: Option<&'a Tree>,
     specs: &[CopySpec],
     clock: Time,
-) -> Result<PlannedEntries<'a>, CopyError> {
+) -> Result<PlannedEntries, CopyError> {
     let mut sink = PlanSink { source, base, clock, planned: BTreeMap::new() };
     for spec in specs {
         run(source, &mut sink, spec)?;
@@ -116,7 +116,7 @@ impl PlanSink<'_> {
 
 impl<'a> PlanSink<'a> {
     /// Leaves out what equals the base, as a commit does.
-    fn into_entries(mut self) -> Result<PlannedEntries<'a>, CopyError> {
+    fn into_entries(mut self) -> Result<PlannedEntries, CopyError> {
         // Those that users note are part of a tree, but of no blob.
         let noted = |planned: &Planned| planned.entry.xattrs.keys().any(|name| !is_layer_xattr(name));
         if let Some((path, _)) = self.planned.iter().find(|(_, planned)| noted(planned)) {
@@ -152,7 +152,8 @@ impl<'a> PlanSink<'a> {
                 self.planned.remove(&path);
             }
         }
-        Ok(PlannedEntries { source: self.source, planned: self.planned.into_iter(), dir: None })
+        let tree = Arc::new(self.source.tree().try_clone()?);
+        Ok(PlannedEntries { tree, planned: self.planned.into_iter(), dir: None })
     }
 
     /// Gives each inode's content to the first of its names, as an archive needs it. Returns those names.
@@ -305,8 +306,8 @@ impl Sink for PlanSink<'_> {
         listed: &Metadata,
         from: &Path,
     ) -> Result<bool, CopyError> {
-        // What may equal the base, or has several names, is read first.
-        if listed.nlink > 1 || self.planned.contains_key(path) {
+        // What may equal the base, or has several names, or is never read, is looked at first.
+        if listed.nlink > 1 || listed.size == 0 || self.planned.contains_key(path) {
             return Ok(false);
         }
         let entry = Entry { metadata: *metadata, xattrs: BTreeMap::new(), link: None, opaque: false };
@@ -321,43 +322,43 @@ impl Sink for PlanSink<'_> {
 }
 
 /// The entries of a plan; see [`plan`].
-pub struct PlannedEntries<'a> {
-    source: View<'a>,
+pub struct PlannedEntries {
+    tree: Arc<Tree>,
     planned: std::collections::btree_map::IntoIter<PathBuf, Planned>,
     /// The directory of the source that was looked into last.
     dir: Option<(PathBuf, Arc<OwnedFd>)>,
 }
 
-impl PlannedEntries<'_> {
-    fn later(&mut self, from: &Path, listed: Metadata) -> Result<Content, LayerError> {
+impl PlannedEntries {
+    fn listed(&mut self, from: &Path, metadata: Metadata) -> Result<Content, LayerError> {
         let parent = from.parent().unwrap_or(Path::new(""));
         let dir = match &self.dir {
             Some((path, dir)) if path == parent => Arc::clone(dir),
             _ => {
-                let dir = Arc::new(self.source.tree().resolve(parent)?);
+                let dir = Arc::new(self.tree.resolve(parent)?);
                 self.dir = Some((parent.to_owned(), Arc::clone(&dir)));
                 dir
             }
         };
-        Ok(Content::Later(Unopened { dir, name: from.file_name().unwrap_or_default().to_owned(), listed }))
+        Ok(Content::Listed(Listed { dir, name: from.file_name().unwrap_or_default().to_owned(), metadata }))
     }
 }
 
-impl std::fmt::Debug for PlannedEntries<'_> {
+impl std::fmt::Debug for PlannedEntries {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("PlannedEntries").field("left", &self.planned.len()).finish_non_exhaustive()
     }
 }
 
-impl Entries for PlannedEntries<'_> {
+impl Entries for PlannedEntries {
     fn next_entry(&mut self) -> Result<Option<LayerEntry>, LayerError> {
         let Some((path, Planned { entry, hard_link, from, listed, .. })) = self.planned.next() else {
             return Ok(None);
         };
         let content = match from {
-            Some(from) if listed.is_some() => listed.map(|listed| self.later(&from, listed)).transpose()?,
+            Some(from) if listed.is_some() => listed.map(|listed| self.listed(&from, listed)).transpose()?,
             Some(from) if entry.metadata.is_file() && entry.metadata.size > 0 => {
-                Some(Content::File(self.source.open_file(&from)?))
+                Some(Content::Later(Arc::clone(&self.tree), from))
             }
             Some(_) | None => None,
         };

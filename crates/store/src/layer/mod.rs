@@ -13,7 +13,9 @@ mod below;
 pub mod compress;
 mod entries;
 mod error;
+mod frames;
 mod header;
+mod pack;
 mod read;
 #[cfg(test)]
 mod tests;
@@ -21,9 +23,11 @@ mod write;
 
 pub use apply::{Applied, ApplyOptions, apply};
 pub(crate) use apply::{Unpack, unpack};
-pub use entries::{Content, Entries, LayerEntry, TreeEntries, Unopened};
+pub use entries::{Content, Entries, LayerEntry, Listed, TreeEntries};
 pub use error::LayerError;
 pub(crate) use error::escape;
+pub use frames::write_blob;
+pub use pack::{FrameKey, FramePlace, KnownFrames};
 pub use read::Limits;
 pub use write::{WriteOptions, Written, write};
 
