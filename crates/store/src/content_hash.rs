@@ -12,15 +12,19 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
+use std::fs::File;
 use std::io::Read;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use build_engine_dockerfile::glob_match;
 use build_engine_dockerfile::ignore::{Ignore, IgnoreError, WalkState};
 use build_engine_oci::{Digest, Hasher};
-use build_engine_rootfs::{Kind, Metadata, is_engine_xattr};
+use build_engine_rootfs::{Entry, Kind, Metadata, Place, is_engine_xattr};
 use rayon::prelude::*;
+use rustix::io::Errno;
 
 use crate::copy::{View, Visibility, has_wildcard};
 
@@ -96,6 +100,21 @@ pub enum HashError {
     Tree(#[from] build_engine_rootfs::Error),
 }
 
+/// How many things one thread hashes before it looks whether there are more.
+const TOGETHER: usize = 64;
+
+/// How much of a file is read at once.
+const BUFFER: usize = 128 << 10;
+
+/// How long a file that changes while it is read is left alone, time after time.
+pub(crate) const PAUSES: [Duration; 5] = [
+    Duration::from_millis(1),
+    Duration::from_millis(5),
+    Duration::from_millis(20),
+    Duration::from_millis(80),
+    Duration::from_millis(300),
+];
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum RecordKind {
     File,
@@ -151,19 +170,31 @@ impl Listing {
     /// # Errors
     /// What the tree refuses.
     pub fn new(view: View<'_>) -> Result<Self, HashError> {
+        let mut records = Self::below(view, Path::new(""), &[])?;
+        if view.is_context()
+            && let Some(root) = records.get_mut(&vec![0])
+        {
+            // BuildKit's clients send what is in a context, not its root.
+            root.digest = Some(Digest::sha256(b""));
+        }
+        Ok(Self { records })
+    }
+
+    /// The records of a directory and of everything in it.
+    fn below(view: View<'_>, dir: &Path, dir_key: &[u8]) -> Result<BTreeMap<Key, Record>, HashError> {
         let mut records: Vec<(Key, Record)> = Vec::new();
         // Directories that are there only if something in them is, outermost first.
         let mut through: Vec<(Key, Metadata)> = Vec::new();
-        let root = view.tree().metadata("", false)?;
-        directory_records(&mut records, Key::new(), root);
-        if view.is_context() {
-            // BuildKit's clients send what is in a context, not its root.
-            records[1].1.digest = Some(Digest::sha256(b""));
-        }
-        let mut depth = vec![(PathBuf::new(), Key::new())];
+        directory_records(&mut records, dir_key.to_vec(), view.tree().metadata(dir, false)?);
+        let mut depth = vec![(dir.to_owned(), dir_key.to_vec())];
         while !depth.is_empty() {
-            let listed = depth.par_iter().map(|(path, key)| list(view, path, key));
-            let listed: Vec<Listed> = listed.collect::<Result<_, HashError>>()?;
+            let one = |(path, key): &(PathBuf, Key)| list(view, path, key);
+            // Other threads are worth waking for many directories only.
+            let listed: Vec<Listed> = if depth.len() < 8 {
+                depth.iter().map(one).collect::<Result<_, HashError>>()?
+            } else {
+                depth.par_iter().map(one).collect::<Result<_, HashError>>()?
+            };
             depth.clear();
             for dir in listed {
                 records.extend(dir.records);
@@ -181,12 +212,57 @@ impl Listing {
                 records.extend(header);
             }
         }
-        Ok(Self { records })
+        Ok(records)
     }
 
     /// How many things are in the tree, its root included.
     pub fn count(&self) -> usize {
         self.records.len()
+    }
+
+    /// The first path at or below `path` (relative to the root, without links) that is not now as it was listed, or not as
+    /// it was when its content was hashed. Directories are compared by what is in them.
+    ///
+    /// # Errors
+    /// What the tree refuses.
+    pub fn changed(&self, view: View<'_>, path: &Path) -> Result<Option<PathBuf>, HashError> {
+        let state = |record: &Record| {
+            let Metadata { kind, mode, .. } = record.metadata;
+            let times = (kind != Kind::Directory).then(|| {
+                let Metadata { size, mtime, ctime, .. } = record.metadata;
+                (record.metadata.identity(), size, mtime, ctime)
+            });
+            (kind, mode, times, record.link.clone())
+        };
+        let start = if path.as_os_str().is_empty() { Key::new() } else { key_of(&path.to_string_lossy()) };
+        let now = match view.find(path)? {
+            None => return Ok(Some(path.to_owned())),
+            Some(found) if found.is_dir() => Self::below(view, path, &start)?,
+            Some(found) => {
+                let link = match found.kind {
+                    Kind::Symlink => Some(view.tree().read_link(path)?.as_bytes().to_vec()),
+                    _ => None,
+                };
+                let record = Record { kind: RecordKind::File, metadata: found, link, digest: None };
+                BTreeMap::from([(start.clone(), record)])
+            }
+        };
+        let inside = |key: &Key| *key == start || key.starts_with(&[&start[..], &[0]].concat());
+        let before = self.records.range(start.clone()..).take_while(|(key, _)| key.starts_with(&start));
+        let mut before = before.filter(|(key, _)| inside(key));
+        let mut now = now.iter();
+        let shown = |key: &Key| {
+            let plain = key.strip_suffix(&[0]).unwrap_or(key);
+            path_buf(zeros_to_slashes(plain).strip_prefix(b"/").unwrap_or_default())
+        };
+        loop {
+            match (before.next(), now.next()) {
+                (None, None) => return Ok(None),
+                (Some((key, was)), Some((now_key, is))) if key == now_key && state(was) == state(is) => {}
+                (Some((key, _)), Some((now_key, _))) => return Ok(Some(shown(key.min(now_key)))),
+                (Some((key, _)), None) | (None, Some((key, _))) => return Ok(Some(shown(key))),
+            }
+        }
     }
 
     /// Whether there is something at this path, which is relative to the root and without links.
@@ -244,6 +320,11 @@ impl<'a> ContentHash<'a> {
     /// What the tree refuses.
     pub fn new(view: View<'a>, index: Option<&'a dyn Index>) -> Result<Self, HashError> {
         Ok(Self { view, index, records: Listing::new(view)?.records })
+    }
+
+    /// Goes on with a listing of `view` that was made before.
+    pub fn resume(view: View<'a>, index: Option<&'a dyn Index>, listing: Listing) -> Self {
+        Self { view, index, records: listing.records }
     }
 
     /// The listing, with the digests that were made.
@@ -527,18 +608,25 @@ impl<'a> ContentHash<'a> {
             })
             .collect();
         let (view, index) = (self.view, self.index);
-        let done: Vec<(Key, Digest)> = todo
-            .into_par_iter()
-            .map(|key| {
-                let plain = key.strip_suffix(&[0]).unwrap_or(&key);
+        let some = |keys: &[Key]| {
+            let mut reader = Reader { view, index, dir: None, buffer: Vec::new() };
+            let digests = keys.iter().map(|key| {
+                let plain = key.strip_suffix(&[0]).unwrap_or(key);
                 let path = path_buf(zeros_to_slashes(plain).strip_prefix(b"/").unwrap_or_default());
-                let digest = file_digest(view, index, &path, &records[&key].metadata);
-                Ok((key, digest.map_err(|error| gone(error, &path))?))
-            })
-            .collect::<Result<_, HashError>>()?;
-        for (key, digest) in done {
-            if let Some(record) = self.records.get_mut(&key) {
+                reader.digest(&path, &records[key].metadata).map_err(|error| gone(error, &path))
+            });
+            digests.collect::<Result<Vec<_>, HashError>>()
+        };
+        // Waking other threads for a handful of files takes longer than reading them.
+        let done: Vec<Vec<(Digest, Metadata)>> = if todo.len() <= TOGETHER {
+            vec![some(&todo)?]
+        } else {
+            todo.par_chunks(TOGETHER).map(some).collect::<Result<_, HashError>>()?
+        };
+        for (key, (digest, metadata)) in todo.iter().zip(done.into_iter().flatten()) {
+            if let Some(record) = self.records.get_mut(key) {
                 record.digest = Some(digest);
+                record.metadata = metadata;
             }
         }
         Ok(())
@@ -553,16 +641,115 @@ fn gone(error: HashError, path: &Path) -> HashError {
     }
 }
 
-fn file_digest(
-    view: View<'_>,
-    index: Option<&dyn Index>,
-    path: &Path,
-    metadata: &Metadata,
-) -> Result<Digest, HashError> {
-    if let Some(digest) = index.and_then(|index| index.get(path, metadata)) {
-        return Ok(digest);
+/// Hashes one thing after the other.
+struct Reader<'a> {
+    view: View<'a>,
+    index: Option<&'a dyn Index>,
+    /// The directory that was looked into last.
+    dir: Option<(PathBuf, OwnedFd)>,
+    buffer: Vec<u8>,
+}
+
+impl Reader<'_> {
+    /// The digest of what is at `path`, and what it is: as it was listed, unless it changed since then.
+    fn digest(&mut self, path: &Path, listed: &Metadata) -> Result<(Digest, Metadata), HashError> {
+        if let Some(digest) = self.index.and_then(|index| index.get(path, listed)) {
+            return Ok((digest, *listed));
+        }
+        let mut metadata = *listed;
+        let mut pauses = PAUSES.iter();
+        loop {
+            match (self.once(path, &metadata), pauses.next()) {
+                (Ok(digest), _) => {
+                    if let Some(index) = self.index {
+                        index.put(path, &metadata, &digest);
+                    }
+                    return Ok((digest, metadata));
+                }
+                // Somebody writes it; that may be over in a moment.
+                (Err(HashError::Changed { .. }), Some(pause)) if self.view.is_context() => {
+                    std::thread::sleep(*pause);
+                    metadata = self.view.tree().metadata(path, false)?;
+                    if metadata.kind != listed.kind {
+                        return Err(HashError::Changed { path: path.to_owned() });
+                    }
+                }
+                (Err(error), _) => return Err(error),
+            }
+        }
     }
-    let entry = view.read_entry(path)?;
+
+    fn once(&mut self, path: &Path, metadata: &Metadata) -> Result<Digest, HashError> {
+        let state = |metadata: &Metadata| (metadata.identity(), metadata.size, metadata.mtime, metadata.ctime);
+        let changed = || HashError::Changed { path: path.to_owned() };
+        let (entry, content) = match self.view.listed(metadata) {
+            // One look at a file tells all, and opens it.
+            Some(_) => {
+                let (mut entry, file) = self.open(path)?;
+                if state(&entry.metadata) != state(metadata) {
+                    return Err(changed());
+                }
+                (entry.metadata.uid, entry.metadata.gid) = (0, 0);
+                (entry, Some(file))
+            }
+            None => (self.view.read_entry(path)?, None),
+        };
+        let stat = &entry.metadata;
+        let mut hasher = Hasher::new();
+        hash_header(&mut hasher, &entry);
+        if stat.kind == Kind::File && stat.size > 0 {
+            let mut file = match &content {
+                Some(file) => file,
+                None => &self.view.open_file(path)?,
+            };
+            let before = hasher.size_bytes();
+            self.buffer.resize(BUFFER, 0);
+            loop {
+                match file.read(&mut self.buffer) {
+                    Ok(0) => break,
+                    Ok(got) => hasher.update(&self.buffer[..got]),
+                    Err(source) => return Err(HashError::Read { path: path.to_owned(), source }),
+                }
+            }
+            if hasher.size_bytes() - before != stat.size {
+                return Err(changed());
+            }
+        }
+        if stat.kind == Kind::File || self.index.is_some() {
+            let after = match &content {
+                Some(file) => {
+                    Metadata::of(file).map_err(|errno| build_engine_rootfs::Error::new("read", path, errno))?
+                }
+                None => self.view.tree().metadata(path, false)?,
+            };
+            if state(&after) != state(metadata) {
+                return Err(changed());
+            }
+        }
+        Ok(hasher.finish())
+    }
+
+    /// Opens a regular file of the tree.
+    fn open(&mut self, path: &Path) -> Result<(Entry, File), HashError> {
+        let tree = self.view.tree();
+        let parent = path.parent().unwrap_or(Path::new(""));
+        if self.dir.as_ref().is_none_or(|(dir, _)| dir != parent) {
+            self.dir = Some((parent.to_owned(), tree.resolve(parent)?));
+        }
+        let Some((_, dir)) = &self.dir else { unreachable!("it was just set") };
+        let name = path.file_name().unwrap_or_default();
+        match Place::new(dir.as_fd(), name, tree.ids()).open_entry() {
+            Ok(opened) => Ok(opened),
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::OPNOTSUPP) => {
+                Err(HashError::Changed { path: path.to_owned() })
+            }
+            Err(errno) => Err(build_engine_rootfs::Error::new("open", path, errno).into()),
+        }
+    }
+}
+
+/// Hashes what BuildKit's content hash has before the content: a tar header's fields, by their names.
+fn hash_header(hasher: &mut Hasher, entry: &Entry) {
     let stat = &entry.metadata;
     let (kind, link): (u8, &[u8]) = match stat.kind {
         Kind::File | Kind::Socket => (b'0', b""),
@@ -574,7 +761,6 @@ fn file_digest(
     };
     let mode = if stat.kind == Kind::Symlink { 0o777 } else { stat.mode };
     let size = if stat.kind == Kind::File { stat.size } else { 0 };
-    let mut hasher = Hasher::new();
     let header = format!("namemode{mode}uid{}gid{}size{size}typeflag{}linkname", stat.uid, stat.gid, char::from(kind));
     hasher.update(header.as_bytes());
     hasher.update(link);
@@ -588,34 +774,6 @@ fn file_digest(
         hasher.update(bytes);
         hasher.update(value);
     }
-    if stat.kind == Kind::File && stat.size > 0 {
-        let changed = || HashError::Changed { path: path.to_owned() };
-        let read = |source| HashError::Read { path: path.to_owned(), source };
-        let mut file = view.open_file(path)?;
-        let before = hasher.size_bytes();
-        let mut buffer = vec![0; 128 << 10];
-        loop {
-            match file.read(&mut buffer).map_err(read)? {
-                0 => break,
-                got => hasher.update(&buffer[..got]),
-            }
-        }
-        if hasher.size_bytes() - before != stat.size {
-            return Err(changed());
-        }
-    }
-    if stat.kind == Kind::File || index.is_some() {
-        let after = view.tree().metadata(path, false)?;
-        let state = |metadata: &Metadata| (metadata.identity(), metadata.size, metadata.mtime, metadata.ctime);
-        if state(&after) != state(metadata) {
-            return Err(HashError::Changed { path: path.to_owned() });
-        }
-    }
-    let digest = hasher.finish();
-    if let Some(index) = index {
-        index.put(path, metadata, &digest);
-    }
-    Ok(digest)
 }
 
 /// The clean absolute path, the root as the empty one.
