@@ -18,7 +18,7 @@ use std::thread::JoinHandle;
 use build_engine_oci::Hasher;
 
 use super::compress::{Compression, FRAME_BYTES, Ordered};
-use super::entries::Opened;
+use super::entries::{Opened, Opener};
 use super::pack::{self, KnownFrames, Run};
 use super::write::{END, Encoded, FileContent, encode_entry};
 use super::{Content, Entries, LayerError, WriteOptions, Written};
@@ -107,6 +107,7 @@ impl Frame {
     fn pack(self, compression: Compression, known: &KnownFrames) -> Result<Packed, LayerError> {
         let mut archive = Vec::with_capacity(self.length);
         let mut contents = Vec::new();
+        let mut opener = Opener::default();
         for part in self.parts {
             let start = archive.len();
             match part {
@@ -116,7 +117,11 @@ impl Frame {
                 }
                 Part::File(FileContent { content, size, shown }) => {
                     // A frame is no longer than what memory holds.
-                    content.open(size, shown)?.read(0, usize::try_from(size).unwrap_or(usize::MAX), &mut archive)?;
+                    opener.open(content, size, shown)?.read(
+                        0,
+                        usize::try_from(size).unwrap_or(usize::MAX),
+                        &mut archive,
+                    )?;
                 }
                 Part::Piece { file, offset, length } => file.read(offset, length, &mut archive)?,
             }
@@ -166,7 +171,11 @@ impl Planner<'_> {
             Some(FileContent { content: content @ Content::File(_), size, shown }) => {
                 // It is open: files that wait in frames would use up the process's descriptors.
                 let mut bytes = Vec::new();
-                content.open(size, shown)?.read(0, usize::try_from(size).unwrap_or(usize::MAX), &mut bytes)?;
+                Opener::default().open(content, size, shown)?.read(
+                    0,
+                    usize::try_from(size).unwrap_or(usize::MAX),
+                    &mut bytes,
+                )?;
                 self.bytes(&bytes);
             }
             Some(content) => {
@@ -181,7 +190,7 @@ impl Planner<'_> {
     /// Cuts a file at multiples of a frame's size, whatever stands before it.
     fn large(&mut self, content: FileContent) -> Result<(), LayerError> {
         let FileContent { content, size, shown } = content;
-        let file = Arc::new(content.open(size, shown)?);
+        let file = Arc::new(Opener::default().open(content, size, shown)?);
         let mut offset = 0;
         while offset < size {
             if offset > 0 {

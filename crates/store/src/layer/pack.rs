@@ -170,7 +170,7 @@ impl Compression {
     }
 
     /// Compresses `content` as one member or frame.
-    pub(super) fn compress(self, content: &[u8]) -> io::Result<Vec<u8>> {
+    pub(crate) fn compress(self, content: &[u8]) -> io::Result<Vec<u8>> {
         match self {
             Self::Uncompressed => Ok(content.to_vec()),
             Self::Gzip { level } => gzip(content, level),

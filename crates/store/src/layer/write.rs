@@ -8,6 +8,7 @@ use std::path::Path;
 use build_engine_oci::{DiffId, Hasher};
 use build_engine_rootfs::{Kind, is_layer_xattr};
 
+use super::entries::Opener;
 use super::error::escape;
 use super::header::{BLOCK, Header, encode, pad};
 use super::{Content, Entries, LayerEntry, LayerError, OPAQUE, WHITEOUT};
@@ -54,12 +55,13 @@ pub fn write(
         buffer.clear();
         written
     };
+    let mut opener = Opener::default();
     let mut count = 0;
     while let Some(entry) = entries.next_entry()? {
         let Encoded { content, tail, entries } = encode_entry(entry, options, &mut buffer)?;
         count += entries;
         if let Some(FileContent { content, size, shown }) = content {
-            let file = content.open(size, shown)?;
+            let file = opener.open(content, size, shown)?;
             let mut offset = 0;
             while offset < size {
                 let length = usize::try_from(size - offset).unwrap_or(BUFFER).min(BUFFER);
