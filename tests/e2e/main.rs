@@ -10,6 +10,7 @@ mod cancel;
 mod checks;
 mod context;
 mod debian;
+mod edits;
 mod fetched;
 mod hostile;
 mod identical;

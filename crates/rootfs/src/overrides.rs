@@ -19,6 +19,7 @@
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fmt::Write as _;
+use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
@@ -100,6 +101,27 @@ pub fn is_layer_xattr(name: &OsStr) -> bool {
     name == CAPABILITY
 }
 
+/// What an open file or directory is, overrides applied.
+fn entry_of(fd: BorrowedFd<'_>, mut metadata: Metadata) -> Result<Entry> {
+    let mut xattrs = BTreeMap::new();
+    let mut opaque = false;
+    for name in xattr_names(fd)? {
+        let Some(value) = xattr(fd, &name)? else { continue };
+        if name == OVERRIDE {
+            if let Some(overridden) = parse_override(&value) {
+                metadata.apply(&overridden.with_mode_on_disk(metadata.mode));
+            }
+        } else if name == CAPABILITY_OVERRIDE || name == CAPABILITY {
+            xattrs.insert(CAPABILITY.into(), plain_capability(&value));
+        } else if OPAQUE.iter().any(|opaque| name == *opaque) {
+            opaque |= value == b"y";
+        } else if !is_engine_xattr(&name) {
+            xattrs.insert(name, value);
+        }
+    }
+    Ok(Entry { metadata, xattrs, link: None, opaque })
+}
+
 /// The form of a `security.capability` value that names no owner.
 ///
 /// Inside a user namespace the kernel stores revision 3, which ends in the uid of the namespace's root on the host;
@@ -142,26 +164,11 @@ impl Place<'_> {
     /// Everything a layer says about this name, except content.
     pub fn read_entry(self) -> Result<Entry> {
         let mut metadata = self.metadata()?;
-        let mut xattrs = BTreeMap::new();
         let mut link = None;
-        let mut opaque = false;
         match metadata.kind {
             Kind::File | Kind::Directory => {
                 let fd = self.open_inode(metadata.kind, OFlags::RDONLY)?;
-                for name in xattr_names(fd.as_fd())? {
-                    let Some(value) = xattr(fd.as_fd(), &name)? else { continue };
-                    if name == OVERRIDE {
-                        if let Some(overridden) = parse_override(&value) {
-                            metadata.apply(&overridden.with_mode_on_disk(metadata.mode));
-                        }
-                    } else if name == CAPABILITY_OVERRIDE || name == CAPABILITY {
-                        xattrs.insert(CAPABILITY.into(), plain_capability(&value));
-                    } else if OPAQUE.iter().any(|opaque| name == *opaque) {
-                        opaque |= value == b"y";
-                    } else if !is_engine_xattr(&name) {
-                        xattrs.insert(name, value);
-                    }
-                }
+                return entry_of(fd.as_fd(), metadata);
             }
             Kind::Symlink | Kind::CharDevice | Kind::BlockDevice | Kind::Fifo | Kind::Socket => {
                 if metadata.kind == Kind::Symlink {
@@ -172,7 +179,20 @@ impl Place<'_> {
                 }
             }
         }
-        Ok(Entry { metadata, xattrs, link, opaque })
+        Ok(Entry { metadata, xattrs: BTreeMap::new(), link, opaque: false })
+    }
+
+    /// [`Place::read_entry`] and [`Place::open_file`] at once, for what was just listed as a regular file.
+    ///
+    /// Unlike these two it opens what it finds before it looks, which for a pipe or device that took the file's place
+    /// meanwhile is not without effect; [`Errno::OPNOTSUPP`] then.
+    pub fn open_entry(self) -> Result<(Entry, File)> {
+        let file = self.open_listed()?;
+        let metadata = Metadata::from_stat(&rustix::fs::fstat(&file)?);
+        if metadata.kind != Kind::File {
+            return Err(Errno::OPNOTSUPP);
+        }
+        Ok((entry_of(file.as_fd(), metadata)?, File::from(file)))
     }
 
     /// Sets owner and mode of what is there. What cannot be represented becomes an override.

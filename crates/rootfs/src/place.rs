@@ -124,6 +124,11 @@ impl<'a> Place<'a> {
         }
     }
 
+    /// Opens what is there for reading, without waiting and without following a link.
+    pub(crate) fn open_listed(self) -> Result<OwnedFd> {
+        rustix::fs::openat(self.dir, self.name, OPEN | OFlags::RDONLY, Mode::empty())
+    }
+
     /// Target of a symbolic link.
     pub fn read_link(self) -> Result<OsString> {
         let target = rustix::fs::readlinkat(self.dir, self.name, Vec::new())?;

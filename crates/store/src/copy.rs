@@ -297,7 +297,11 @@ impl<'a, 'b> Copier<'a, 'b> {
     /// The entry as it is to be written: owner, mode and time of the copy.
     fn entry(&self, from: &Path) -> Result<Entry, CopyError> {
         let mut entry = self.source.read_entry(from).map_err(|error| CopyError::reading(from, error))?;
-        let metadata = &mut entry.metadata;
+        self.describe(&mut entry.metadata);
+        Ok(entry)
+    }
+
+    fn describe(&self, metadata: &mut Metadata) {
         if let Some((uid, gid)) = self.spec.owner {
             (metadata.uid, metadata.gid) = (uid, gid);
         }
@@ -311,7 +315,6 @@ impl<'a, 'b> Copier<'a, 'b> {
         if let Some(time) = self.spec.timestamp {
             metadata.mtime = time;
         }
-        Ok(entry)
     }
 
     fn copy(
@@ -361,6 +364,12 @@ impl<'a, 'b> Copier<'a, 'b> {
                 None => {
                     self.links.insert(found.identity(), to.to_owned());
                 }
+            }
+        }
+        if let Some(mut metadata) = self.source.listed(found) {
+            self.describe(&mut metadata);
+            if self.sink.put_listed(to, &metadata, found, from)? {
+                return Ok(());
             }
         }
         let entry = self.entry(from)?;

@@ -15,7 +15,7 @@ use build_engine_rootfs::Tree;
 use crate::content::BlobWriter;
 use crate::error::{Error, Result, is_no_space};
 use crate::layer::compress::{Compression, decompress};
-use crate::layer::{self, ApplyOptions, Entries, LayerError, TreeEntries, WriteOptions};
+use crate::layer::{self, ApplyOptions, Entries, LayerError, TreeEntries, WriteOptions, WrittenBlob};
 use crate::layout::Store;
 use crate::partial::Following;
 use crate::snapshot::{LayerId, Snapshot};
@@ -23,6 +23,9 @@ use crate::state::{Form, IMPORTED};
 
 /// Most layers of an image that are unpacked. Other engines stop at 127; an overlay takes 500, and what is more is folded.
 const MOST_LAYERS: usize = 1000;
+
+/// How the names of compressions begin whose archives have something that the layer has not.
+const WITH_TABLE: &str = "estargz ";
 
 /// A layer as a blob.
 #[derive(Debug, Clone, PartialEq)]
@@ -99,22 +102,21 @@ impl Store {
         let known = || self.known_frames(compression);
         let mut writer = self.blob_writer()?;
         let written = layer::write_blob(entries, WriteOptions { epoch }, compression, &known, &mut writer);
-        let (written, frames) = written.map_err(failed)?;
+        let WrittenBlob { archive, frames, annotations } = written.map_err(failed)?;
         let (digest, size) = writer.commit(None)?;
         self.save_frames(compression, &digest, &frames);
-        Ok(LayerBlob {
-            descriptor: Descriptor::new(media_type_of(compression), digest, size),
-            diff_id: written.diff_id,
-            uncompressed_bytes: written.size_bytes,
-        })
+        let mut descriptor = Descriptor::new(media_type_of(compression), digest, size);
+        descriptor.annotations = annotations;
+        Ok(LayerBlob { descriptor, diff_id: archive.diff_id, uncompressed_bytes: archive.size_bytes })
     }
 
     /// Returns a layer with this diff ID that can stand on top of `base`, if there is one.
     pub fn layer_for_diff_id(&self, diff_id: &DiffId, base: &Snapshot) -> Result<Option<LayerId>> {
         let base = base_name(base);
         for form in self.forms_of_diff_id(diff_id.as_digest())? {
-            // A form with rewritten times is another archive than its tree would give.
+            // A form with rewritten times, or with a table of contents, is another archive than its tree would give.
             if form.epoch.is_empty()
+                && !form.compression.starts_with(WITH_TABLE)
                 && (form.base.is_empty() || form.base == base)
                 && let Ok(layer) = form.layer.parse()
                 && self.has_layer(&layer)
@@ -307,14 +309,16 @@ fn compression_name(compression: Compression) -> String {
         Compression::Uncompressed => "uncompressed".to_owned(),
         Compression::Gzip { level } => format!("gzip {level}"),
         Compression::Zstd { level } => format!("zstd {level}"),
+        Compression::Estargz { level } => format!("{WITH_TABLE}{level}"),
+        Compression::ZstdChunked { level } => format!("zstd:chunked {level}"),
     }
 }
 
 fn media_type_of(compression: Compression) -> &'static str {
     match compression {
         Compression::Uncompressed => media_type::OCI_LAYER,
-        Compression::Gzip { .. } => media_type::OCI_LAYER_GZIP,
-        Compression::Zstd { .. } => media_type::OCI_LAYER_ZSTD,
+        Compression::Gzip { .. } | Compression::Estargz { .. } => media_type::OCI_LAYER_GZIP,
+        Compression::Zstd { .. } | Compression::ZstdChunked { .. } => media_type::OCI_LAYER_ZSTD,
     }
 }
 

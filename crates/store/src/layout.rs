@@ -217,7 +217,7 @@ impl Store {
     /// that is dirty, which is little for what has settled: call it when nobody waits.
     pub fn checkpoint(&self, settled: Duration) -> Result<()> {
         let layers = self.path("layers");
-        let is_settled = |layer: &Path| {
+        let is_settled = |layer: &Path| -> bool {
             let changed = fs::metadata(layer).and_then(|metadata| metadata.modified());
             changed.is_ok_and(|changed| changed.elapsed().is_ok_and(|age| age >= settled))
         };
@@ -233,7 +233,8 @@ impl Store {
         }
         durable::point("syncfs").context("sync", &layers)?;
         rustix::fs::syncfs(File::open(&layers).context("open", &layers)?).context("sync", &layers)?;
-        for marker in unsynced {
+        // A layer that got its tree meanwhile is not settled any more.
+        for marker in unsynced.into_iter().filter(|marker| marker.parent().is_some_and(is_settled)) {
             match File::create(&marker) {
                 Ok(_) => {}
                 // Pruned meanwhile.

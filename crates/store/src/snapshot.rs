@@ -211,6 +211,10 @@ pub struct ActiveLayer {
 }
 
 impl ActiveLayer {
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// The tree of changes: the upper directory of an overlay.
     pub fn dir(&self) -> PathBuf {
         self.path.join("fs")

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use build_engine_oci::layout::{IMAGE_NAME, INDEX_FILE, REF_NAME};
 use build_engine_oci::{Descriptor, Digest, Index, Platform, Reference};
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OptionalExtension, Row, Transaction, TransactionBehavior, params};
 use serde_json::Value;
 
@@ -26,6 +27,8 @@ const SCHEMA: i64 = 2;
 
 /// How long a writer waits for another process's transaction; prune's are the longest.
 const BUSY: Duration = Duration::from_secs(30);
+/// After how many pages the log is moved into the database.
+const LOG_PAGES: u32 = 128;
 
 const TABLES: &str = "
     CREATE TABLE IF NOT EXISTS schema (version INTEGER NOT NULL);
@@ -206,6 +209,12 @@ impl Store {
             platforms: platforms.to_vec(),
             updated: now(),
         };
+        // The same as before is only as new as now, which need not be on the disk.
+        let is_known =
+            self.name(reference)?.is_some_and(|known| known == Name { updated: known.updated, ..name.clone() });
+        if is_known && self.path("content").join(INDEX_FILE).exists() {
+            return self.write(|db| insert_names(db, std::slice::from_ref(&name)));
+        }
         self.write_durably(|db| insert_names(db, std::slice::from_ref(&name)))?;
         self.project_names()
     }
@@ -460,6 +469,10 @@ impl Inner {
         let mut db = Connection::open(self.root.join("state.db"))?;
         db.busy_timeout(BUSY)?;
         db.pragma_update(None, "synchronous", "NORMAL")?;
+        // Closing would move the log into the database, and wait for the disk. The log stays, and is short enough to be
+        // read again by whoever comes next.
+        db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+        db.pragma_update(None, "wal_autocheckpoint", LOG_PAGES)?;
         let version = |db: &Connection| db.query_row("SELECT version FROM schema", [], |row| row.get::<_, i64>(0));
         let found = match version(&db) {
             Ok(found) => Some(found),

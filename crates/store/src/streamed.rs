@@ -13,7 +13,7 @@ use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStringExt;
 
 use build_engine_oci::{DiffId, Digest};
-use build_engine_rootfs::{Attributes, Device, Entry, Kind, Place, Time};
+use build_engine_rootfs::{Attributes, Device, Entry, Kind, Place, Time, Tree};
 use rustix::fs::Mode;
 use serde::{Deserialize, Serialize};
 
@@ -25,6 +25,10 @@ use crate::layout::{Store, now};
 use crate::merged::DIRECTORY;
 use crate::snapshot::{CommitInfo, LayerId, LayerInfo, Snapshot};
 use crate::state::Form;
+
+/// The file of a layer that says what its blob does not say of modification times: four bytes for each entry of the tree,
+/// in order.
+const TIMES: &str = "times";
 
 /// What the tree of a layer can be made of (in `meta.json`).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -87,18 +91,21 @@ impl Root {
     }
 }
 
-/// Counts what passes.
-struct Counted<'a> {
+/// Looks at what passes.
+struct Noted<'a> {
     entries: &'a mut dyn Entries,
     count: u64,
     size_bytes: u64,
+    /// The part of each modification time that an archive does not hold, as nanoseconds.
+    nanoseconds: Vec<u8>,
 }
 
-impl Entries for Counted<'_> {
+impl Entries for Noted<'_> {
     fn next_entry(&mut self) -> Result<Option<LayerEntry>, LayerError> {
         let entry = self.entries.next_entry()?;
         if let Some(entry) = &entry {
             self.count += 1;
+            self.nanoseconds.extend(entry.entry.metadata.mtime.nanoseconds.to_le_bytes());
             if entry.hard_link.is_none() && entry.entry.metadata.is_file() {
                 self.size_bytes += entry.entry.metadata.size;
             }
@@ -120,7 +127,7 @@ impl Store {
         info: &CommitInfo,
     ) -> Result<LayerId> {
         let id = LayerId::random();
-        let mut entries = Counted { entries, count: 0, size_bytes: 0 };
+        let mut entries = Noted { entries, count: 0, size_bytes: 0, nanoseconds: Vec::new() };
         let blob = self.write_blob(id.as_str(), &mut entries, compression, None)?;
         let below = self.merged(base)?.top().map(Place::read_entry).transpose().context("read", self.path("layers"))?;
         let (digest, size) = (blob.descriptor.digest.clone(), blob.descriptor.size);
@@ -140,6 +147,11 @@ impl Store {
             streamed: Some(streamed),
         };
         let mut active = self.empty_layer()?;
+        if entries.nanoseconds.iter().any(|byte| *byte != 0) {
+            let path = active.path().join(TIMES);
+            let file = durable::create_new(&path, 0o600).context("create", &path)?;
+            durable::write(&file, &entries.nanoseconds).context("write", &path)?;
+        }
         self.save_form(&Form::new(&id, compression, None, blob))?;
         self.install_as(&mut active, &id, &info)?;
         Ok(id)
@@ -189,6 +201,7 @@ impl Store {
                 });
             }
         }
+        self.set_nanoseconds(layer, &active.tree()?)?;
         let root = rustix::fs::open(&dir, DIRECTORY, Mode::empty()).context("open", &dir)?;
         streamed.root.apply(Place::new(root.as_fd(), ".".as_ref(), self.ids())).context("write", &dir)?;
         // The tree is not on disk yet, whatever was of the layer before.
@@ -198,6 +211,27 @@ impl Store {
             _ => {}
         }
         durable::rename(&dir, &target).context("rename", &dir)
+    }
+
+    /// Gives the entries of a tree what the archive does not hold of their times.
+    fn set_nanoseconds(&self, layer: &LayerId, tree: &Tree) -> Result<()> {
+        let path = self.layer_path(layer).join(TIMES);
+        let times = match fs::read(&path) {
+            Ok(times) => times,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(Error::io("read", path, error)),
+        };
+        let mut times = times.chunks_exact(4);
+        let mut walk = tree.walk("").context("read", &path)?;
+        while let Some(step) = walk.step().context("read", &path)? {
+            let bytes = times.next().and_then(|bytes| bytes.try_into().ok()).unwrap_or_default();
+            let nanoseconds = u32::from_le_bytes(bytes);
+            if nanoseconds != 0 && !step.metadata.is_whiteout() {
+                let time = Time { nanoseconds, ..step.metadata.mtime };
+                step.place().set_times(time).context("write", &path)?;
+            }
+        }
+        Ok(())
     }
 }
 

@@ -10,16 +10,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::io::Read;
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use build_engine_rootfs::{Entry, Kind, Metadata, Time, Tree};
+use build_engine_rootfs::{Entry, Kind, Metadata, Time, Tree, is_layer_xattr};
 
 use super::sink::Sink;
 use super::view::canonical;
 use super::{CopyError, CopySpec, View, run};
-use crate::layer::{Content, Entries, LayerEntry, LayerError, Unpack};
+use crate::layer::{Content, Entries, LayerEntry, LayerError, Listed, Unpack};
 use crate::merged;
 
 /// Computes what [`copy`](fn@super::copy) would make on top of `base` (nothing: an empty tree), to be written as a layer;
@@ -51,6 +52,8 @@ struct Planned {
     entry: Entry,
     hard_link: Option<PathBuf>,
     from: Option<PathBuf>,
+    /// What was listed, if nothing else was read yet.
+    listed: Option<Metadata>,
     /// For a directory: the base has none here, so nothing of the base is below it.
     is_fresh: bool,
     /// Whether the base has something else here.
@@ -58,8 +61,12 @@ struct Planned {
 }
 
 impl Planned {
+    fn new(entry: Entry) -> Self {
+        Self { entry, hard_link: None, from: None, listed: None, is_fresh: false, replaces: false }
+    }
+
     fn directory(entry: Entry, is_fresh: bool) -> Self {
-        Self { entry, hard_link: None, from: None, is_fresh, replaces: false }
+        Self { is_fresh, ..Self::new(entry) }
     }
 
     fn is_whiteout(&self) -> bool {
@@ -110,6 +117,11 @@ impl PlanSink<'_> {
 impl<'a> PlanSink<'a> {
     /// Leaves out what equals the base, as a commit does.
     fn into_entries(mut self) -> Result<PlannedEntries, CopyError> {
+        // Those that users note are part of a tree, but of no blob.
+        let noted = |planned: &Planned| planned.entry.xattrs.keys().any(|name| !is_layer_xattr(name));
+        if let Some((path, _)) = self.planned.iter().find(|(_, planned)| noted(planned)) {
+            return Err(CopyError::Unplannable { path: path.clone() });
+        }
         let linked = self.order_links();
         if let Some(base) = self.base {
             let mut same = Vec::new();
@@ -141,7 +153,7 @@ impl<'a> PlanSink<'a> {
             }
         }
         let tree = Arc::new(self.source.tree().try_clone()?);
-        Ok(PlannedEntries { tree, planned: self.planned.into_iter() })
+        Ok(PlannedEntries { tree, planned: self.planned.into_iter(), dir: None })
     }
 
     /// Gives each inode's content to the first of its names, as an archive needs it. Returns those names.
@@ -239,7 +251,7 @@ impl Sink for PlanSink<'_> {
         }
         if below.is_some() {
             let entry = super::plain_entry(Kind::CharDevice, 0, None);
-            let whiteout = Planned { entry, hard_link: None, from: None, is_fresh: false, replaces: true };
+            let whiteout = Planned { replaces: true, ..Planned::new(entry) };
             self.planned.insert(path.to_owned(), whiteout);
         }
         Ok(())
@@ -273,7 +285,7 @@ impl Sink for PlanSink<'_> {
             return Err(CopyError::NotFound { path: first.to_owned() });
         };
         let entry = planned.entry.clone();
-        let link = Planned { entry, hard_link: Some(first.to_owned()), from: None, is_fresh: false, replaces: false };
+        let link = Planned { hard_link: Some(first.to_owned()), ..Planned::new(entry) };
         self.insert(path, link)
     }
 
@@ -284,8 +296,23 @@ impl Sink for PlanSink<'_> {
             entry.metadata.kind = Kind::File;
             entry.metadata.size = 0;
         }
-        let from = Some(from.to_owned());
-        self.insert(path, Planned { entry, hard_link: None, from, is_fresh: false, replaces: false })
+        self.insert(path, Planned { from: Some(from.to_owned()), ..Planned::new(entry) })
+    }
+
+    fn put_listed(
+        &mut self,
+        path: &Path,
+        metadata: &Metadata,
+        listed: &Metadata,
+        from: &Path,
+    ) -> Result<bool, CopyError> {
+        // What may equal the base, or has several names, or is never read, is looked at first.
+        if listed.nlink > 1 || listed.size == 0 || self.planned.contains_key(path) {
+            return Ok(false);
+        }
+        let entry = Entry { metadata: *metadata, xattrs: BTreeMap::new(), link: None, opaque: false };
+        self.insert(path, Planned { from: Some(from.to_owned()), listed: Some(*listed), ..Planned::new(entry) })?;
+        Ok(true)
     }
 
     fn unpack(&mut self, path: &Path, _: &mut dyn Read, _: &Unpack<'_>) -> Result<(), LayerError> {
@@ -298,6 +325,23 @@ impl Sink for PlanSink<'_> {
 pub struct PlannedEntries {
     tree: Arc<Tree>,
     planned: std::collections::btree_map::IntoIter<PathBuf, Planned>,
+    /// The directory of the source that was looked into last.
+    dir: Option<(PathBuf, Arc<OwnedFd>)>,
+}
+
+impl PlannedEntries {
+    fn listed(&mut self, from: &Path, metadata: Metadata) -> Result<Content, LayerError> {
+        let parent = from.parent().unwrap_or(Path::new(""));
+        let dir = match &self.dir {
+            Some((path, dir)) if path == parent => Arc::clone(dir),
+            _ => {
+                let dir = Arc::new(self.tree.resolve(parent)?);
+                self.dir = Some((parent.to_owned(), Arc::clone(&dir)));
+                dir
+            }
+        };
+        Ok(Content::Listed(Listed { dir, name: from.file_name().unwrap_or_default().to_owned(), metadata }))
+    }
 }
 
 impl std::fmt::Debug for PlannedEntries {
@@ -308,8 +352,11 @@ impl std::fmt::Debug for PlannedEntries {
 
 impl Entries for PlannedEntries {
     fn next_entry(&mut self) -> Result<Option<LayerEntry>, LayerError> {
-        let Some((path, Planned { entry, hard_link, from, .. })) = self.planned.next() else { return Ok(None) };
+        let Some((path, Planned { entry, hard_link, from, listed, .. })) = self.planned.next() else {
+            return Ok(None);
+        };
         let content = match from {
+            Some(from) if listed.is_some() => listed.map(|listed| self.listed(&from, listed)).transpose()?,
             Some(from) if entry.metadata.is_file() && entry.metadata.size > 0 => {
                 Some(Content::Later(Arc::clone(&self.tree), from))
             }

@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use build_engine_rootfs::{Attributes, Entry, Error, Kind, Place, Time, Tree};
+use build_engine_rootfs::{Attributes, Entry, Error, Kind, Metadata, Place, Time, Tree};
 use rustix::io::Errno;
 
 use super::{CopyError, View};
@@ -23,6 +23,10 @@ pub(super) trait Sink {
     fn set_time(&mut self, path: &Path, time: Time) -> Result<(), CopyError>;
     fn link(&mut self, first: &Path, path: &Path) -> Result<(), CopyError>;
     fn put(&mut self, path: &Path, entry: &Entry, source: View<'_>, from: &Path) -> Result<(), CopyError>;
+    /// Takes a file of which nothing was read but what listing it told; `false` if it has to be read.
+    fn put_listed(&mut self, _: &Path, _: &Metadata, _listed: &Metadata, _: &Path) -> Result<bool, CopyError> {
+        Ok(false)
+    }
     fn unpack(&mut self, path: &Path, archive: &mut dyn Read, how: &Unpack<'_>) -> Result<(), LayerError>;
 }
 

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use build_engine_rootfs::{Entry, Error, Kind, Metadata, Time, Tree, clean};
+use build_engine_rootfs::{Entry, Error, Ids, Kind, Metadata, Time, Tree, clean};
 
 /// What a filter says about a path of a tree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -112,6 +112,13 @@ impl<'a> View<'a> {
             }
             _ => Ok(None),
         })
+    }
+
+    /// What [`View::read_entry`] says of the regular file that was listed as `found`, if listing it told all but its
+    /// extended attributes.
+    pub(crate) fn listed(self, found: &Metadata) -> Option<Metadata> {
+        let all = self.is_context && found.is_file() && self.tree.ids() != Ids::One;
+        all.then_some(Metadata { uid: 0, gid: 0, ..*found })
     }
 
     /// Everything about `path` except content.

@@ -39,7 +39,18 @@ pub enum Compression {
     },
     /// As a zstd file.
     Zstd {
-        /// 1 to 22.
+        /// 1 to 22, or 0 for the library's default.
+        level: i32,
+    },
+    /// As a gzip file that has a table of contents (eStargz). The table belongs to the archive, and so does a file that says
+    /// that it is one.
+    Estargz {
+        /// As for gzip.
+        level: i32,
+    },
+    /// As a zstd file that has a table of contents (zstd:chunked), which decoders skip.
+    ZstdChunked {
+        /// As for zstd.
         level: i32,
     },
 }

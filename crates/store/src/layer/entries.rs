@@ -1,16 +1,20 @@
 //! Where the entries of a layer come from.
 
 use std::collections::HashMap;
+use std::ffi::OsString;
 use std::fs::File;
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use build_engine_rootfs::{Entry, Error, Kind, OwnedPlace, Tree, Walk};
+use build_engine_rootfs::{Entry, Error, Ids, Kind, Metadata, OwnedPlace, Place, Tree, Walk};
 use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 
-use super::LayerError;
+use super::{LayerError, escape};
 
 /// One entry of a layer, to be written.
 #[derive(Debug)]
@@ -33,6 +37,38 @@ pub enum Content {
     /// A file that is opened when it is its turn to be read, on whatever thread: the path has no links on the way, and the
     /// last component is not followed either.
     Later(Arc<Tree>, PathBuf),
+    /// A file of which the listing told all but its extended attributes; it is opened as the others are.
+    Listed(Listed),
+}
+
+/// A file that was listed, and has no extended attribute that a layer keeps.
+#[derive(Debug)]
+pub struct Listed {
+    /// The open directory that it is in.
+    pub dir: Arc<OwnedFd>,
+    /// Its name there.
+    pub name: OsString,
+    /// What was listed.
+    pub metadata: Metadata,
+}
+
+impl Listed {
+    /// # Errors
+    /// [`LayerError::Changed`] if the file is not the one that was listed, or not as it was; [`LayerError::Refused`] if it
+    /// has an extended attribute after all.
+    fn open(self, shown: &str) -> Result<File, LayerError> {
+        let changed = || LayerError::Changed { path: shown.to_owned() };
+        let (entry, file) = match Place::new(self.dir.as_fd(), &self.name, Ids::Full).open_entry() {
+            Ok(opened) => opened,
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::OPNOTSUPP) => return Err(changed()),
+            Err(errno) => return Err(Error::new("open", &self.name, errno).into()),
+        };
+        if let Some(name) = entry.xattrs.keys().next() {
+            let reason = format!("its attribute `{}` was not listed", escape(name.as_bytes()));
+            return Err(LayerError::Refused { entry: shown.to_owned(), reason });
+        }
+        if entry.metadata == self.metadata { Ok(file) } else { Err(changed()) }
+    }
 }
 
 /// Opens contents, and remembers the last directory: files come in the order of their paths.
@@ -46,6 +82,18 @@ impl Opener {
     pub(super) fn open(&mut self, content: Content, size: u64, shown: String) -> Result<Opened, LayerError> {
         let file = match content {
             Content::File(file) => file,
+            Content::Listed(listed) => {
+                let metadata = listed.metadata;
+                let before = (
+                    metadata.size,
+                    metadata.mtime.seconds,
+                    i64::from(metadata.mtime.nanoseconds),
+                    metadata.ctime.seconds,
+                    i64::from(metadata.ctime.nanoseconds),
+                );
+                let file = listed.open(&shown)?;
+                return Ok(Opened { file, size, shown, before });
+            }
             Content::Later(tree, path) => self.file(tree, &path)?,
         };
         let mut opened = Opened { file, size, shown, before: State::default() };

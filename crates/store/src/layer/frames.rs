@@ -8,6 +8,7 @@
 //! Frames are cut where the path of an entry says so, so that an entry that comes or goes moves its own frame and, at most,
 //! the next ones up to such a path. All other frames stay as they are and are found again ([`KnownFrames`]).
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::mem;
 use std::os::unix::ffi::OsStrExt;
@@ -15,11 +16,13 @@ use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
-use build_engine_oci::Hasher;
+use build_engine_oci::{Digest, Hasher};
 
 use super::compress::{Compression, FRAME_BYTES, Ordered};
 use super::entries::{Opened, Opener};
+use super::header::pad;
 use super::pack::{self, KnownFrames, Run};
+use super::toc::{Chunk, Contents, LANDMARK};
 use super::write::{END, Encoded, FileContent, encode_entry};
 use super::{Content, Entries, LayerError, WriteOptions, Written};
 
@@ -33,7 +36,7 @@ const CUT_EVERY: u64 = 256 << 10;
 const HASH_BEHIND: usize = 4;
 
 /// Writes the archive of `entries` to `out`, compressed. Frames that are `known`, which is asked when there is more than one
-/// frame, are copied. Returns, besides, where in `out` each frame is that can be copied in turn.
+/// frame, are copied. A table of contents is part of the archive where the form wants that (eStargz).
 ///
 /// # Errors
 /// As [`super::write`]'s.
@@ -43,30 +46,51 @@ pub fn write_blob(
     compression: Compression,
     known: &dyn Fn() -> KnownFrames,
     out: &mut dyn Write,
-) -> Result<(Written, Vec<pack::FramePlace>), LayerError> {
+) -> Result<WrittenBlob, LayerError> {
     let mut planner = Planner {
         frame: Frame::default(),
         running: Ordered::new(),
         compression,
         known: Arc::default(),
         ask: Some(known),
-        out: Out { out, hash: ArchiveHash::Here(Hasher::new()), offset: 0, places: Vec::new() },
+        out: Out {
+            out,
+            hash: ArchiveHash::Here(Hasher::new()),
+            offset: 0,
+            places: Vec::new(),
+            contents: Contents::of(compression),
+        },
     };
     let mut header = Vec::new();
     let mut count = 0;
+    if let Some(landmark) = planner.out.contents.as_mut().and_then(Contents::landmark) {
+        planner.bytes(&landmark);
+        planner.chunk(0, LANDMARK.len());
+        planner.bytes(LANDMARK);
+        let mut padding = Vec::new();
+        pad(&mut padding, LANDMARK.len() as u64);
+        planner.bytes(&padding);
+        count += 1;
+    }
     while let Some(entry) = entries.next_entry()? {
         let path_hash = hash_of(entry.path.as_os_str().as_bytes());
         header.clear();
-        let encoded = encode_entry(entry, options, &mut header)?;
+        let encoded = encode_entry(entry, options, &mut header, planner.out.contents.as_mut())?;
         count += encoded.entries;
         planner.entry(&header, encoded, path_hash)?;
     }
-    planner.bytes(&[0; END]);
-    planner.start()?;
-    while planner.take_oldest()? {}
-    let Planner { out: Out { hash, places, .. }, .. } = planner;
-    let (diff_id, size_bytes) = hash.finish();
-    Ok((Written { diff_id, size_bytes, entries: count }, places))
+    planner.finish(count)
+}
+
+/// A blob that was written.
+#[derive(Debug)]
+pub struct WrittenBlob {
+    /// What is in it.
+    pub archive: Written,
+    /// Where in the blob each frame is that can be copied into the next one.
+    pub frames: Vec<pack::FramePlace>,
+    /// What a descriptor has to say of the blob.
+    pub annotations: BTreeMap<String, String>,
 }
 
 /// A hash that is the same everywhere and for ever (FNV-1a, and a finalizer because its high bits are poor).
@@ -82,6 +106,8 @@ fn hash_of(path: &[u8]) -> u64 {
 struct Frame {
     parts: Vec<Part>,
     length: usize,
+    /// What a table of contents names.
+    chunks: Vec<Chunk>,
 }
 
 enum Part {
@@ -101,6 +127,7 @@ struct Packed {
     archive: Vec<u8>,
     /// Empty where the archive itself is what is written.
     runs: Vec<Run>,
+    chunks: Vec<(Chunk, Digest)>,
 }
 
 impl Frame {
@@ -127,8 +154,14 @@ impl Frame {
             }
             contents.push(start..archive.len());
         }
-        let runs = pack::pack(&archive, &contents, compression, known).map_err(LayerError::Write)?;
-        Ok(Packed { archive, runs })
+        let runs = if compression.has_contents() {
+            pack::pack_chunks(&archive, &self.chunks, compression)
+        } else {
+            pack::pack(&archive, &contents, compression, known)
+        };
+        let digest = |chunk: Chunk| (chunk, Digest::sha256(&archive[chunk.start..chunk.start + chunk.length]));
+        let chunks = self.chunks.into_iter().map(digest).collect();
+        Ok(Packed { runs: runs.map_err(LayerError::Write)?, chunks, archive })
     }
 }
 
@@ -143,6 +176,44 @@ struct Planner<'a> {
 }
 
 impl Planner<'_> {
+    /// Notes that the next `length` bytes are a file's content from `offset` on.
+    fn chunk(&mut self, offset: u64, length: usize) {
+        if let Some(contents) = &mut self.out.contents {
+            let entry = contents.chunk(offset, length);
+            self.frame.chunks.push(Chunk { start: self.frame.length, length, entry });
+        }
+    }
+
+    fn finish(mut self, entries: u64) -> Result<WrittenBlob, LayerError> {
+        let mut annotations = BTreeMap::new();
+        if self.out.contents.is_none() {
+            self.bytes(&[0; END]);
+            self.start()?;
+            while self.take_oldest()? {}
+        } else if self.frame.length > 0 {
+            self.start()?;
+            // Where everything is, is known when all of it is written.
+            while self.take_oldest()? {}
+        }
+        let Self { out: mut blob, compression, .. } = self;
+        let Some(contents) = blob.contents.take() else {
+            let (diff_id, size_bytes) = blob.hash.finish();
+            let archive = Written { diff_id, size_bytes, entries };
+            return Ok(WrittenBlob { archive, frames: blob.places, annotations });
+        };
+        let end = contents.archive_end(&mut annotations)?;
+        let packed = compression.compress(&end).map_err(LayerError::Write)?;
+        blob.out.write_all(&packed).map_err(LayerError::Write)?;
+        blob.hash.update(end, true);
+        let table = (blob.offset, blob.offset + packed.len() as u64);
+        let (diff_id, size_bytes) = blob.hash.finish();
+        let end = contents.blob_end(compression, table, size_bytes, &mut annotations)?;
+        blob.out.write_all(&end).map_err(LayerError::Write)?;
+        // The table is an entry of its own in one of the two forms.
+        let entries = entries + u64::from(contents.is_estargz);
+        Ok(WrittenBlob { archive: Written { diff_id, size_bytes, entries }, frames: blob.places, annotations })
+    }
+
     fn bytes(&mut self, bytes: &[u8]) {
         self.frame.length += bytes.len();
         match self.frame.parts.last_mut() {
@@ -169,6 +240,7 @@ impl Planner<'_> {
             None => {}
             Some(content) if length >= LARGE => self.large(content)?,
             Some(FileContent { content: content @ Content::File(_), size, shown }) => {
+                self.chunk(0, usize::try_from(size).unwrap_or(usize::MAX));
                 // It is open: files that wait in frames would use up the process's descriptors.
                 let mut bytes = Vec::new();
                 Opener::default().open(content, size, shown)?.read(
@@ -179,6 +251,7 @@ impl Planner<'_> {
                 self.bytes(&bytes);
             }
             Some(content) => {
+                self.chunk(0, usize::try_from(content.size).unwrap_or(usize::MAX));
                 self.frame.length += usize::try_from(content.size).unwrap_or(usize::MAX);
                 self.frame.parts.push(Part::File(content));
             }
@@ -197,6 +270,7 @@ impl Planner<'_> {
                 self.submit()?;
             }
             let length = usize::try_from(size - offset).unwrap_or(FRAME_BYTES).min(FRAME_BYTES);
+            self.chunk(offset, length);
             self.frame.length += length;
             self.frame.parts.push(Part::Piece { file: Arc::clone(&file), offset, length });
             offset += length as u64;
@@ -236,17 +310,30 @@ struct Out<'a> {
     hash: ArchiveHash,
     offset: u64,
     places: Vec<pack::FramePlace>,
+    contents: Option<Contents>,
 }
 
 impl Out<'_> {
     fn write(&mut self, packed: Packed, is_last: bool) -> Result<(), LayerError> {
-        let Packed { archive, runs } = packed;
+        let Packed { archive, runs, chunks } = packed;
         if runs.is_empty() {
             self.out.write_all(&archive).map_err(LayerError::Write)?;
         }
+        let mut chunks = chunks.into_iter().peekable();
+        let mut offset = self.offset;
+        for run in &runs {
+            let end = offset + run.bytes.len() as u64;
+            if let Some(contents) = &mut self.contents
+                && let Some((chunk, digest)) = chunks.next_if(|(chunk, _)| chunk.start == run.start)
+            {
+                let content = &archive[chunk.start..chunk.start + chunk.length];
+                contents.place(chunk.entry, content, digest, offset, end);
+            }
+            offset = end;
+        }
         // The last frame is hashed here: it is not worth a thread, and with a single one there is none.
         self.hash.update(archive, is_last);
-        for Run { bytes, key } in runs {
+        for Run { bytes, key, .. } in runs {
             self.out.write_all(&bytes).map_err(LayerError::Write)?;
             let length = bytes.len() as u64;
             if let Some(key) = key {

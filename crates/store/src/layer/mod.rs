@@ -19,14 +19,15 @@ mod pack;
 mod read;
 #[cfg(test)]
 mod tests;
+mod toc;
 mod write;
 
 pub use apply::{Applied, ApplyOptions, apply};
 pub(crate) use apply::{Unpack, unpack};
-pub use entries::{Content, Entries, LayerEntry, TreeEntries};
+pub use entries::{Content, Entries, LayerEntry, Listed, TreeEntries};
 pub use error::LayerError;
 pub(crate) use error::escape;
-pub use frames::write_blob;
+pub use frames::{WrittenBlob, write_blob};
 pub use pack::{FrameKey, FramePlace, KnownFrames};
 pub use read::Limits;
 pub use write::{WriteOptions, Written, write};

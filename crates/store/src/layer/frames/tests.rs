@@ -71,9 +71,9 @@ fn settle(tree: &Tree) {
 fn blob(tree: &Tree, compression: Compression) -> (Vec<u8>, Written, Vec<FramePlace>) {
     let mut out = Vec::new();
     let mut entries = TreeEntries::new(tree).unwrap();
-    let (written, places) =
+    let WrittenBlob { archive, frames, .. } =
         write_blob(&mut entries, WriteOptions::default(), compression, &KnownFrames::default, &mut out).unwrap();
-    (out, written, places)
+    (out, archive, frames)
 }
 
 fn archive(tree: &Tree) -> (Vec<u8>, Written) {
