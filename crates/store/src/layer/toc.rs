@@ -278,3 +278,22 @@ fn estargz_footer(table: u64) -> Vec<u8> {
     footer.extend_from_slice(&[1, 0, 0, 0xff, 0xff, 0, 0, 0, 0, 0, 0, 0, 0]);
     footer
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_entry_has_what_its_header_says() {
+        let capability = (b"SCHILY.xattr.security.capability".to_vec(), b"x\0y".to_vec());
+        let records = BTreeMap::from([capability, (b"mtime".to_vec(), b"1".to_vec())]);
+        let header =
+            Header { name: b"tty", kind: b'3', mode: 0o4755, uid: 7, device: (5, 1), records, ..Header::default() };
+        let entry = serde_json::to_value(TocEntry::of(&header)).unwrap();
+        let expected = serde_json::json!({
+            "name": "tty", "type": "char", "modtime": "1970-01-01T00:00:00Z", "mode": 0o4755, "uid": 7, "gid": 0,
+            "devMajor": 5, "devMinor": 1, "xattrs": { "security.capability": "eAB5" }
+        });
+        assert_eq!(entry, expected);
+    }
+}
