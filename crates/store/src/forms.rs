@@ -102,7 +102,73 @@ impl Store {
         let known = || self.known_frames(compression);
         let mut writer = self.blob_writer()?;
         let written = layer::write_blob(entries, WriteOptions { epoch }, compression, &known, &mut writer);
-        let WrittenBlob { archive, frames, annotations } = written.map_err(failed)?;
+        self.finish_written(writer, compression, written.map_err(failed)?)
+    }
+
+    /// Returns the archive of a blob of this store, compressed in another way. Who asks at the same time waits for the first.
+    ///
+    /// # Errors
+    /// [`Error::UnknownBlob`] if it is not there; [`Error::Layer`] if it is no layer; [`Error::Mismatch`] if its archive has
+    /// another hash than `diff_id`.
+    pub fn recompressed_blob(
+        &self,
+        from: &Descriptor,
+        diff_id: &DiffId,
+        compression: Compression,
+    ) -> Result<LayerBlob> {
+        let Descriptor { digest, size, .. } = from;
+        let name = compression_name(compression);
+        let layer = digest.to_string();
+        let known = || -> Result<Option<LayerBlob>> {
+            let Some(form) = self.form(&layer, &name, "")? else { return Ok(None) };
+            let (digest, size) = (&form.descriptor.digest, form.descriptor.size);
+            self.created("blob", &digest.to_string())?;
+            Ok(self.has_blob(digest, Some(size)).then(|| form.into()))
+        };
+        if let Some(blob) = known()? {
+            return Ok(blob);
+        }
+        let _claim = self.claim(&format!("blob of {layer} {name}"))?;
+        if let Some(blob) = known()? {
+            return Ok(blob);
+        }
+        let failed = |error| layer_error(&layer, error);
+        let Some((file, _)) = self.open_blob(digest, Some(*size))? else {
+            return Err(Error::UnknownBlob(digest.clone()));
+        };
+        let plain = decompress(file).map_err(|error| failed(LayerError::of_reading(error, 0)))?;
+        let mut hashed = Tee { reader: plain, sink: Sink::Hash(Hasher::new()) };
+        let mut writer = self.blob_writer()?;
+        let frames = || self.known_frames(compression);
+        let written = layer::rewrite_blob(&mut hashed, compression, &frames, &mut writer).map_err(failed)?;
+        if let Sink::Hash(hasher) = hashed.sink {
+            let size_bytes = hasher.size_bytes();
+            let actual = hasher.finish();
+            if actual != *diff_id.as_digest() {
+                let (expected, actual) = (diff_id.to_string(), actual.to_string());
+                return Err(Error::Mismatch {
+                    what: format!("content of layer {digest}:"),
+                    expected,
+                    actual,
+                    size_bytes,
+                });
+            }
+        }
+        let blob = self.finish_written(writer, compression, written)?;
+        self.save_form(&Form {
+            layer,
+            compression: name,
+            epoch: String::new(),
+            diff_id: blob.diff_id.as_digest().clone(),
+            descriptor: blob.descriptor.clone(),
+            uncompressed_bytes: blob.uncompressed_bytes,
+            base: String::new(),
+        })?;
+        Ok(blob)
+    }
+
+    fn finish_written(&self, writer: BlobWriter, compression: Compression, written: WrittenBlob) -> Result<LayerBlob> {
+        let WrittenBlob { archive, frames, annotations } = written;
         let (digest, size) = writer.commit(None)?;
         self.save_frames(compression, &digest, &frames);
         let mut descriptor = Descriptor::new(media_type_of(compression), digest, size);
@@ -312,6 +378,20 @@ fn compression_name(compression: Compression) -> String {
         Compression::Estargz { level } => format!("{WITH_TABLE}{level}"),
         Compression::ZstdChunked { level } => format!("zstd:chunked {level}"),
     }
+}
+
+/// Whether a blob is compressed as `compression` says, at whatever level.
+pub fn is_compressed(descriptor: &Descriptor, compression: Compression) -> bool {
+    let has = |key: &str| descriptor.annotations.contains_key(key);
+    let (estargz, chunked) = (has(layer::ESTARGZ_DIGEST), has(layer::CHUNKED_DIGEST));
+    media_type::to_oci(&descriptor.media_type) == media_type_of(compression)
+        && match compression {
+            Compression::Uncompressed => true,
+            Compression::Gzip { .. } => !estargz,
+            Compression::Zstd { .. } => !chunked,
+            Compression::Estargz { .. } => estargz,
+            Compression::ZstdChunked { .. } => chunked,
+        }
 }
 
 fn media_type_of(compression: Compression) -> &'static str {

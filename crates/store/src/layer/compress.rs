@@ -60,6 +60,11 @@ impl Compression {
     pub const GZIP: Self = Self::Gzip { level: 6 };
     /// Zstd as layers usually have it.
     pub const ZSTD: Self = Self::Zstd { level: 3 };
+
+    /// Whether the archive is the layer's and nothing else.
+    pub fn keeps_archive(self) -> bool {
+        !matches!(self, Self::Estargz { .. })
+    }
 }
 
 /// Jobs on rayon's threads, whose results come in the order in which they were started.

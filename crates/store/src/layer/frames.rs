@@ -22,7 +22,7 @@ use super::compress::{Compression, FRAME_BYTES, Ordered};
 use super::entries::{Opened, Opener};
 use super::header::pad;
 use super::pack::{self, KnownFrames, Run};
-use super::toc::{Chunk, Contents, LANDMARK};
+use super::toc::{Chunk, Contents, LANDMARK, TocEntry};
 use super::write::{END, Encoded, FileContent, encode_entry};
 use super::{Content, Entries, LayerError, WriteOptions, Written};
 
@@ -47,39 +47,17 @@ pub fn write_blob(
     known: &dyn Fn() -> KnownFrames,
     out: &mut dyn Write,
 ) -> Result<WrittenBlob, LayerError> {
-    let mut planner = Planner {
-        frame: Frame::default(),
-        running: Ordered::new(),
-        compression,
-        known: Arc::default(),
-        ask: Some(known),
-        out: Out {
-            out,
-            hash: ArchiveHash::Here(Hasher::new()),
-            offset: 0,
-            places: Vec::new(),
-            contents: Contents::of(compression),
-        },
-    };
+    let mut planner = Planner::new(compression, known, out);
     let mut header = Vec::new();
-    let mut count = 0;
-    if let Some(landmark) = planner.out.contents.as_mut().and_then(Contents::landmark) {
-        planner.bytes(&landmark);
-        planner.chunk(0, LANDMARK.len());
-        planner.bytes(LANDMARK);
-        let mut padding = Vec::new();
-        pad(&mut padding, LANDMARK.len() as u64);
-        planner.bytes(&padding);
-        count += 1;
-    }
+    let mut count = planner.landmark();
     while let Some(entry) = entries.next_entry()? {
-        let path_hash = hash_of(entry.path.as_os_str().as_bytes());
+        let path = entry.path.clone();
         header.clear();
         let encoded = encode_entry(entry, options, &mut header, planner.out.contents.as_mut())?;
         count += encoded.entries;
-        planner.entry(&header, encoded, path_hash)?;
+        planner.entry(&header, encoded, path.as_os_str().as_bytes())?;
     }
-    planner.finish(count)
+    planner.finish(count, &[0; END])
 }
 
 /// A blob that was written.
@@ -111,15 +89,14 @@ struct Frame {
 }
 
 enum Part {
+    /// Headers, and what fills blocks.
     Bytes(Vec<u8>),
+    /// Content that was read already.
+    Content(Vec<u8>),
     /// All of a file.
     File(FileContent),
     /// A piece of one.
-    Piece {
-        file: Arc<Opened>,
-        offset: u64,
-        length: usize,
-    },
+    Piece { file: Arc<Opened>, offset: u64, length: usize },
 }
 
 /// A frame that was read and compressed.
@@ -142,6 +119,7 @@ impl Frame {
                     archive.extend_from_slice(&bytes);
                     continue;
                 }
+                Part::Content(bytes) => archive.extend_from_slice(&bytes),
                 Part::File(FileContent { content, size, shown }) => {
                     // A frame is no longer than what memory holds.
                     opener.open(content, size, shown)?.read(
@@ -165,7 +143,8 @@ impl Frame {
     }
 }
 
-struct Planner<'a> {
+/// Takes an archive piece by piece, and starts the work on a frame when it is complete.
+pub(super) struct Planner<'a> {
     frame: Frame,
     running: Ordered<Result<Packed, LayerError>>,
     compression: Compression,
@@ -175,7 +154,48 @@ struct Planner<'a> {
     out: Out<'a>,
 }
 
-impl Planner<'_> {
+impl<'a> Planner<'a> {
+    pub(super) fn new(compression: Compression, known: &'a dyn Fn() -> KnownFrames, out: &'a mut dyn Write) -> Self {
+        Self {
+            frame: Frame::default(),
+            running: Ordered::new(),
+            compression,
+            known: Arc::default(),
+            ask: Some(known),
+            out: Out {
+                out,
+                hash: ArchiveHash::Here(Hasher::new()),
+                offset: 0,
+                places: Vec::new(),
+                contents: Contents::of(compression),
+            },
+        }
+    }
+
+    /// Begins with what the form wants to have first. Returns how many entries that is.
+    pub(super) fn landmark(&mut self) -> u64 {
+        let Some(header) = self.out.contents.as_mut().and_then(Contents::landmark) else { return 0 };
+        self.bytes(&header);
+        self.chunk(0, LANDMARK.len());
+        self.bytes(LANDMARK);
+        let mut padding = Vec::new();
+        pad(&mut padding, LANDMARK.len() as u64);
+        self.bytes(&padding);
+        1
+    }
+
+    /// Whether an entry has to go because the form has its own of this name.
+    pub(super) fn replaces(&self, name: &[u8]) -> bool {
+        self.out.contents.as_ref().is_some_and(|contents| contents.replaces(name))
+    }
+
+    /// Adds an entry to the table of contents, if there is one.
+    pub(super) fn note(&mut self, entry: impl FnOnce() -> TocEntry) {
+        if let Some(contents) = &mut self.out.contents {
+            contents.entries.push(entry());
+        }
+    }
+
     /// Notes that the next `length` bytes are a file's content from `offset` on.
     fn chunk(&mut self, offset: u64, length: usize) {
         if let Some(contents) = &mut self.out.contents {
@@ -184,10 +204,11 @@ impl Planner<'_> {
         }
     }
 
-    fn finish(mut self, entries: u64) -> Result<WrittenBlob, LayerError> {
+    /// Ends the archive with `end`, and the blob with what its form wants.
+    pub(super) fn finish(mut self, entries: u64, end: &[u8]) -> Result<WrittenBlob, LayerError> {
         let mut annotations = BTreeMap::new();
         if self.out.contents.is_none() {
-            self.bytes(&[0; END]);
+            self.bytes(end);
             self.start()?;
             while self.take_oldest()? {}
         } else if self.frame.length > 0 {
@@ -201,7 +222,7 @@ impl Planner<'_> {
             let archive = Written { diff_id, size_bytes, entries };
             return Ok(WrittenBlob { archive, frames: blob.places, annotations });
         };
-        let end = contents.archive_end(&mut annotations)?;
+        let end = contents.archive_end(end, &mut annotations)?;
         let packed = compression.compress(&end).map_err(LayerError::Write)?;
         blob.out.write_all(&packed).map_err(LayerError::Write)?;
         blob.hash.update(end, true);
@@ -214,7 +235,7 @@ impl Planner<'_> {
         Ok(WrittenBlob { archive: Written { diff_id, size_bytes, entries }, frames: blob.places, annotations })
     }
 
-    fn bytes(&mut self, bytes: &[u8]) {
+    pub(super) fn bytes(&mut self, bytes: &[u8]) {
         self.frame.length += bytes.len();
         match self.frame.parts.last_mut() {
             Some(Part::Bytes(last)) => last.extend_from_slice(bytes),
@@ -223,12 +244,10 @@ impl Planner<'_> {
         }
     }
 
-    fn entry(&mut self, header: &[u8], encoded: Encoded, path_hash: u64) -> Result<(), LayerError> {
-        let Encoded { content, tail, .. } = encoded;
-        let size = content.as_ref().map_or(0, |it| it.size);
-        let length = usize::try_from(size).unwrap_or(usize::MAX).saturating_add(header.len() + tail.len());
+    /// Begins an entry that is `length` bytes long with its header: in a new frame, if that is where one is cut.
+    pub(super) fn begin(&mut self, header: &[u8], length: usize, path: &[u8]) -> Result<(), LayerError> {
         // A long entry is as likely to begin a frame as many short ones together.
-        let is_cut = (u128::from(path_hash) * u128::from(CUT_EVERY)) >> 64 < length as u128;
+        let is_cut = (u128::from(hash_of(path)) * u128::from(CUT_EVERY)) >> 64 < length as u128;
         let before = self.frame.length;
         if before > 0
             && (length >= LARGE || before.saturating_add(length) > FRAME_BYTES || (before >= FRAME_LEAST && is_cut))
@@ -236,23 +255,37 @@ impl Planner<'_> {
             self.submit()?;
         }
         self.bytes(header);
+        Ok(())
+    }
+
+    /// Goes on with content that begins at `offset` of its file; at most [`FRAME_BYTES`], and that much but for the last.
+    pub(super) fn content(&mut self, offset: u64, content: Vec<u8>) -> Result<(), LayerError> {
+        if offset > 0 {
+            self.submit()?;
+        }
+        self.chunk(offset, content.len());
+        self.frame.length += content.len();
+        self.frame.parts.push(Part::Content(content));
+        Ok(())
+    }
+
+    fn entry(&mut self, header: &[u8], encoded: Encoded, path: &[u8]) -> Result<(), LayerError> {
+        let Encoded { content, tail, .. } = encoded;
+        let size = content.as_ref().map_or(0, |it| usize::try_from(it.size).unwrap_or(usize::MAX));
+        let length = size.saturating_add(header.len() + tail.len());
+        self.begin(header, length, path)?;
         match content {
             None => {}
             Some(content) if length >= LARGE => self.large(content)?,
-            Some(FileContent { content: content @ Content::File(_), size, shown }) => {
-                self.chunk(0, usize::try_from(size).unwrap_or(usize::MAX));
+            Some(FileContent { content: content @ Content::File(_), size: size_bytes, shown }) => {
                 // It is open: files that wait in frames would use up the process's descriptors.
                 let mut bytes = Vec::new();
-                Opener::default().open(content, size, shown)?.read(
-                    0,
-                    usize::try_from(size).unwrap_or(usize::MAX),
-                    &mut bytes,
-                )?;
-                self.bytes(&bytes);
+                Opener::default().open(content, size_bytes, shown)?.read(0, size, &mut bytes)?;
+                self.content(0, bytes)?;
             }
             Some(content) => {
-                self.chunk(0, usize::try_from(content.size).unwrap_or(usize::MAX));
-                self.frame.length += usize::try_from(content.size).unwrap_or(usize::MAX);
+                self.chunk(0, size);
+                self.frame.length += size;
                 self.frame.parts.push(Part::File(content));
             }
         }

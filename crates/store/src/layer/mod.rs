@@ -17,6 +17,7 @@ mod frames;
 mod header;
 mod pack;
 mod read;
+mod rewrite;
 #[cfg(test)]
 mod tests;
 mod toc;
@@ -30,6 +31,8 @@ pub(crate) use error::escape;
 pub use frames::{WrittenBlob, write_blob};
 pub use pack::{FrameKey, FramePlace, KnownFrames};
 pub use read::Limits;
+pub use rewrite::rewrite_blob;
+pub(crate) use toc::{CHUNKED_DIGEST, ESTARGZ_DIGEST};
 pub use write::{WriteOptions, Written, write};
 
 /// Prefix of the name of a whiteout.

@@ -14,12 +14,12 @@ use serde::Serialize;
 use super::LayerError;
 use super::compress::Compression;
 use super::header::{Header, encode, pad};
-use super::write::END;
 
 /// Name of an eStargz table.
 const ESTARGZ_TABLE: &[u8] = b"stargz.index.json";
 /// The file of an eStargz blob that says that no file is more urgent than others, and its content.
 const NO_PREFETCH: &[u8] = b".no.prefetch.landmark";
+const PREFETCH: &[u8] = b".prefetch.landmark";
 pub(super) const LANDMARK: &[u8] = &[0x0f];
 const XATTR: &[u8] = b"SCHILY.xattr.";
 /// Magic number of zstd's first kind of skippable frames (RFC 8878, 3.1.2).
@@ -30,11 +30,11 @@ const CHUNKED: [u8; 8] = *b"GNUlInUx";
 const CHUNKED_TABLE: u64 = 1;
 
 /// Digest of an eStargz table.
-const ESTARGZ_DIGEST: &str = "containerd.io/snapshot/stargz/toc.digest";
+pub(crate) const ESTARGZ_DIGEST: &str = "containerd.io/snapshot/stargz/toc.digest";
 /// Uncompressed size of an eStargz blob.
 const ESTARGZ_SIZE: &str = "io.containers.estargz.uncompressed-size";
 /// Digest of a compressed zstd:chunked table, and where it is.
-const CHUNKED_DIGEST: &str = "io.github.containers.zstd-chunked.manifest-checksum";
+pub(crate) const CHUNKED_DIGEST: &str = "io.github.containers.zstd-chunked.manifest-checksum";
 const CHUNKED_PLACE: &str = "io.github.containers.zstd-chunked.manifest-position";
 
 /// An entry of a table: of the archive, or a further piece of the content of the one before it.
@@ -158,6 +158,11 @@ impl Contents {
         Some(block)
     }
 
+    /// Whether an entry of an archive has no place in one that gets this table.
+    pub(super) fn replaces(&self, name: &[u8]) -> bool {
+        self.is_estargz && [ESTARGZ_TABLE, NO_PREFETCH, PREFETCH].contains(&name.strip_prefix(b"./").unwrap_or(name))
+    }
+
     /// Makes an entry for a piece from `offset` on of the last entry's content. Returns which one it is.
     pub(super) fn chunk(&mut self, offset: u64, length: usize) -> usize {
         let first = self.entries.iter().rposition(|entry| entry.kind == "reg").unwrap_or_default();
@@ -213,8 +218,12 @@ impl Contents {
         serde_json::to_vec(&table).map_err(|error| LayerError::Write(error.into()))
     }
 
-    /// What follows the entries of an archive: for eStargz the table and the end of the archive, uncompressed.
-    pub(super) fn archive_end(&self, annotations: &mut BTreeMap<String, String>) -> Result<Vec<u8>, LayerError> {
+    /// What follows the entries of an archive, uncompressed: the table of eStargz, and `plain`, which ends every archive.
+    pub(super) fn archive_end(
+        &self,
+        plain: &[u8],
+        annotations: &mut BTreeMap<String, String>,
+    ) -> Result<Vec<u8>, LayerError> {
         let mut end = Vec::new();
         if self.is_estargz {
             let table = self.table()?;
@@ -224,7 +233,7 @@ impl Contents {
             pad(&mut end, size);
             annotations.insert(ESTARGZ_DIGEST.into(), Digest::sha256(&table).to_string());
         }
-        end.resize(end.len() + END, 0);
+        end.extend_from_slice(plain);
         Ok(end)
     }
 

@@ -11,7 +11,7 @@ use build_engine_rootfs::{Time, Tree};
 
 use super::*;
 use crate::layer::compress::decompress;
-use crate::layer::{FrameKey, FramePlace, TreeEntries, write};
+use crate::layer::{FrameKey, FramePlace, TreeEntries, rewrite_blob, write};
 
 fn new_tree() -> (tempfile::TempDir, Tree) {
     let dir = tempfile::tempdir().unwrap();
@@ -275,7 +275,7 @@ fn check_table(dir: &Path, blob: &[u8], table: &[u8], has_ends: bool) -> Vec<Str
         let size = file["size"].as_u64().unwrap_or(0);
         let mut content = Vec::new();
         let mut piece = file;
-        while size > 0 {
+        while (content.len() as u64) < size {
             let at = piece["offset"].as_u64().unwrap() as usize;
             // Without a size it is the last piece.
             let length = piece["chunkSize"].as_u64().unwrap_or(size - content.len() as u64);
@@ -286,7 +286,7 @@ fn check_table(dir: &Path, blob: &[u8], table: &[u8], has_ends: bool) -> Vec<Str
                 assert_eq!(digest, Digest::sha256(&bytes).to_string(), "{name}");
             }
             content.extend_from_slice(&bytes);
-            if content.len() as u64 >= size {
+            if content.len() as u64 == size {
                 break;
             }
             piece = &entries[index];
@@ -368,4 +368,43 @@ fn f2_008_every_file_of_a_zstd_chunked_blob_is_found_through_its_table() {
     assert_eq!(table.len() as u64, number(2));
     let names = check_table(dir.path(), &blob, &table, true);
     assert_eq!(names.len() as u64, expected.entries);
+}
+
+/// F2-008, `force-compression`: what others have written keeps its bytes, and its diff ID unless a table is added.
+#[test]
+fn f2_008_an_archive_is_compressed_anew_without_a_change() {
+    let (dir, tree) = varied();
+    put(dir.path(), &format!("d/{}", "long".repeat(40)), b"x");
+    put(dir.path(), "d/large", &noise(3, 3 << 20));
+    let (mut plain, expected) = archive(&tree);
+    plain.resize(plain.len() + 8192, 0);
+    let rewrite = |archive: &[u8], compression| {
+        let mut out = Vec::new();
+        let written = rewrite_blob(archive, compression, &KnownFrames::default, &mut out).unwrap();
+        (out, written)
+    };
+    for compression in ALL {
+        let (blob, written) = rewrite(&plain, compression);
+        assert!(unpacked(&blob) == plain, "{compression:?}");
+        assert_eq!(*written.archive.diff_id.as_digest(), Digest::sha256(&plain));
+        assert_eq!(written.archive.entries, expected.entries);
+    }
+    let chunked = Compression::ZstdChunked { level: 1 };
+    let (blob, written) = rewrite(&plain, chunked);
+    assert!(unpacked(&blob) == plain);
+    let place = &written.annotations["io.github.containers.zstd-chunked.manifest-position"];
+    let at: usize = place.split(':').next().unwrap().parse().unwrap();
+    check_table(dir.path(), &blob, &unpacked(&blob[at..blob.len() - 72]), true);
+
+    // Of what was written here, it is the same blob, and an eStargz blob is made of another one as of its files.
+    let (plain, _) = archive(&tree);
+    for compression in [Compression::GZIP, Compression::Estargz { level: 6 }, chunked] {
+        let (blob, written) = blob_of(&tree, compression);
+        assert!(rewrite(&plain, compression).0 == blob, "{compression:?}");
+        let again = rewrite(&unpacked(&blob), compression);
+        assert_eq!(again.1.annotations, written.annotations);
+        assert!(again.0 == blob, "{compression:?}");
+    }
+    let mut out = Vec::new();
+    assert!(rewrite_blob(&plain[..5000], chunked, &KnownFrames::default, &mut out).is_err());
 }
