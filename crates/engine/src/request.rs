@@ -345,6 +345,10 @@ pub enum Compression {
     Gzip(Option<u8>),
     /// zstd; level 0 to 22.
     Zstd(Option<u8>),
+    /// gzip with a table of contents; level 0 to 9.
+    Estargz(Option<u8>),
+    /// zstd with a table of contents; level 0 to 22.
+    ZstdChunked(Option<u8>),
 }
 
 /// How an image is written, whatever it is written to.
@@ -352,6 +356,8 @@ pub enum Compression {
 pub struct ImageOptions {
     /// Compression of layers that this build makes.
     pub compression: Compression,
+    /// Whether layers that came otherwise compressed, such as those of a base, get this compression too.
+    pub force_compression: bool,
     /// OCI media types (the default) or Docker's.
     pub oci_media_types: bool,
     /// Whether timestamps of files in layers are clamped to `SOURCE_DATE_EPOCH`.
@@ -360,7 +366,12 @@ pub struct ImageOptions {
 
 impl Default for ImageOptions {
     fn default() -> Self {
-        Self { compression: Compression::Gzip(None), oci_media_types: true, rewrite_timestamp: false }
+        Self {
+            compression: Compression::Gzip(None),
+            force_compression: false,
+            oci_media_types: true,
+            rewrite_timestamp: false,
+        }
     }
 }
 
@@ -615,13 +626,22 @@ fn take_options(attrs: &mut Attrs) -> Result<ImageOptions, InvalidOutput> {
     let compression = match attrs.remove("compression").as_deref() {
         None | Some("gzip") => Compression::Gzip(within(9)?),
         Some("zstd") => Compression::Zstd(within(22)?),
-        Some("uncompressed") => Compression::Uncompressed,
+        Some("estargz") => Compression::Estargz(within(9)?),
+        Some("zstd:chunked") => Compression::ZstdChunked(within(22)?),
+        Some("uncompressed") => match level {
+            None => Compression::Uncompressed,
+            Some(level) => {
+                return Err(attr_error("compression-level", &level.to_string(), "nothing is compressed"));
+            }
+        },
         Some(other) => {
-            return Err(attr_error("compression", other, "expected gzip, zstd or uncompressed"));
+            let expected = "expected gzip, zstd, estargz, zstd:chunked or uncompressed";
+            return Err(attr_error("compression", other, expected));
         }
     };
     Ok(ImageOptions {
         compression,
+        force_compression: take_bool(attrs, "force-compression")?.unwrap_or(false),
         oci_media_types: take_bool(attrs, "oci-mediatypes")?.unwrap_or(true),
         rewrite_timestamp: take_bool(attrs, "rewrite-timestamp")?.unwrap_or(false),
     })

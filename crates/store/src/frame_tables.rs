@@ -117,3 +117,111 @@ fn decode(bytes: &[u8]) -> Option<impl Iterator<Item = FramePlace>> {
         length: number(&record[20..28]),
     }))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+    use crate::{CommitInfo, Ids, LayerBlob, Snapshot, StoreOptions};
+
+    const LEVEL: Compression = Compression::Gzip { level: 1 };
+
+    fn new_store() -> (tempfile::TempDir, Store) {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path().join("store"), &StoreOptions { ids: Ids::Full }).unwrap();
+        (dir, store)
+    }
+
+    /// Makes the blob of a layer of three large files, the last of which is `last` all over.
+    fn blob(store: &Store, last: u8) -> LayerBlob {
+        let active = store.active_layer(&Snapshot::scratch()).unwrap();
+        for (name, byte) in [("a", 1), ("b", 2), ("c", last)] {
+            let content: Vec<u8> = (0..1_500_000_u32).map(|n| (n.wrapping_mul(n) >> 13) as u8 & 7 ^ byte).collect();
+            let path = active.dir().join(name);
+            fs::write(&path, content).unwrap();
+            fs::File::open(&path).unwrap().set_modified(SystemTime::UNIX_EPOCH).unwrap();
+        }
+        let layer = store.commit(active, &CommitInfo::default()).unwrap();
+        store.layer_blob(&layer, LEVEL, None).unwrap()
+    }
+
+    fn bytes(store: &Store, blob: &LayerBlob) -> Vec<u8> {
+        fs::read(store.path("content").join(blob_path(&blob.descriptor.digest))).unwrap()
+    }
+
+    /// Puts a blob into the store that has the frames of `blob`, compressed at another level, and a table for it that says
+    /// they were made at the same one. Who copies them gives himself away.
+    fn plant(store: &Store, blob: &LayerBlob, damage: Option<usize>) -> Digest {
+        let table = store.path("frames").join(format!("{}{}", prefix(LEVEL).unwrap(), blob.descriptor.digest.hex()));
+        let places: Vec<FramePlace> = decode(&fs::read(&table).unwrap()).unwrap().collect();
+        let from = bytes(store, blob);
+        let (mut planted, mut at) = (Vec::new(), Vec::new());
+        for FramePlace { key, offset, length } in places {
+            let frame = &from[offset as usize..(offset + length) as usize];
+            let mut archive = Vec::new();
+            std::io::copy(&mut crate::layer::compress::decompress(frame).unwrap(), &mut archive).unwrap();
+            let frame = Compression::Gzip { level: 9 }.compress(&archive).unwrap();
+            at.push(FramePlace { key, offset: planted.len() as u64, length: frame.len() as u64 });
+            planted.extend_from_slice(&frame);
+        }
+        let digest = store.put_blob(&planted).unwrap();
+        if let Some(step) = damage {
+            planted.iter_mut().step_by(step).for_each(|byte| *byte ^= 0x10);
+            let path = store.path("content").join(blob_path(&digest));
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+            fs::write(&path, planted).unwrap();
+        }
+        fs::remove_file(table).unwrap();
+        store.save_frames(LEVEL, &digest, &at);
+        digest
+    }
+
+    #[test]
+    fn frames_that_a_blob_has_are_copied_and_damaged_ones_are_not() {
+        let (_plain_dir, plain) = new_store();
+        let expected = blob(&plain, 4);
+        for (damage, copies) in [(None, true), (Some(1000), false)] {
+            let (_dir, store) = new_store();
+            let first = blob(&store, 3);
+            plant(&store, &first, damage);
+            let second = blob(&store, 4);
+            assert_eq!(second.diff_id, expected.diff_id);
+            assert_eq!(second.descriptor != expected.descriptor, copies, "{damage:?}");
+            let mut archive = Vec::new();
+            let unpacked = crate::layer::compress::decompress(
+                fs::File::open(store.path("content").join(blob_path(&second.descriptor.digest))).unwrap(),
+            );
+            std::io::copy(&mut unpacked.unwrap(), &mut archive).unwrap();
+            assert_eq!(Digest::sha256(&archive), *expected.diff_id.as_digest());
+        }
+    }
+
+    #[test]
+    fn what_is_copied_changes_no_byte() {
+        let (_dir, store) = new_store();
+        let (_plain_dir, plain) = new_store();
+        blob(&store, 3);
+        assert_eq!(blob(&store, 4), blob(&plain, 4));
+    }
+
+    #[test]
+    fn tables_go_with_their_blobs_and_do_not_pile_up() {
+        let (_dir, store) = new_store();
+        let first = blob(&store, 3);
+        let places = [FramePlace { key: FrameKey { sums: 1, length: 2 }, offset: 3, length: 4 }; 2];
+        for n in 0..MOST_TABLES + 5 {
+            store.save_frames(LEVEL, &Digest::sha256(&n.to_le_bytes()), &places);
+        }
+        assert_eq!(entries(&store.path("frames")).unwrap().len(), MOST_TABLES);
+        store.save_frames(LEVEL, &first.descriptor.digest, &places);
+        store.save_frames(Compression::Uncompressed, &first.descriptor.digest, &places);
+        store.remove_frame_tables().unwrap();
+        assert_eq!(entries(&store.path("frames")).unwrap().len(), 1);
+        store.prune(true).unwrap();
+        assert_eq!(entries(&store.path("frames")).unwrap(), Vec::<String>::new());
+        fs::write(store.path("frames").join("nonsense"), "x").unwrap();
+        fs::write(store.path("frames").join(format!("{}zz", prefix(LEVEL).unwrap())), "x").unwrap();
+        blob(&store, 3);
+    }
+}

@@ -299,6 +299,12 @@ impl Store {
                 layers.insert(layer.clone());
             }
         }
+        // What was made of another blob is nothing without its own.
+        for (layer, digest) in forms.iter().filter(|(layer, _)| layer.parse::<Digest>().is_ok()) {
+            if !blobs.contains(digest) {
+                db.execute("DELETE FROM forms WHERE layer = ?1 AND digest = ?2", [layer, digest])?;
+            }
+        }
         blobs.extend(forms.into_iter().filter(|(layer, _)| layers.contains(layer)).map(|(_, digest)| digest));
         for name in entries(&self.path("layers"))? {
             let path = self.path("layers").join(&name);

@@ -39,7 +39,18 @@ pub enum Compression {
     },
     /// As a zstd file.
     Zstd {
-        /// 1 to 22.
+        /// 1 to 22, or 0 for the library's default.
+        level: i32,
+    },
+    /// As a gzip file that has a table of contents (eStargz). The table belongs to the archive, and so does a file that says
+    /// that it is one.
+    Estargz {
+        /// As for gzip.
+        level: i32,
+    },
+    /// As a zstd file that has a table of contents (zstd:chunked), which decoders skip.
+    ZstdChunked {
+        /// As for zstd.
         level: i32,
     },
 }
@@ -49,6 +60,11 @@ impl Compression {
     pub const GZIP: Self = Self::Gzip { level: 6 };
     /// Zstd as layers usually have it.
     pub const ZSTD: Self = Self::Zstd { level: 3 };
+
+    /// Whether the archive is the layer's and nothing else.
+    pub fn keeps_archive(self) -> bool {
+        !matches!(self, Self::Estargz { .. })
+    }
 }
 
 /// Jobs on rayon's threads, whose results come in the order in which they were started.

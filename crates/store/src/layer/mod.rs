@@ -17,8 +17,10 @@ mod frames;
 mod header;
 mod pack;
 mod read;
+mod rewrite;
 #[cfg(test)]
 mod tests;
+mod toc;
 mod write;
 
 pub use apply::{Applied, ApplyOptions, apply};
@@ -26,9 +28,11 @@ pub(crate) use apply::{Unpack, unpack};
 pub use entries::{Content, Entries, LayerEntry, Listed, TreeEntries};
 pub use error::LayerError;
 pub(crate) use error::escape;
-pub use frames::write_blob;
+pub use frames::{WrittenBlob, write_blob};
 pub use pack::{FrameKey, FramePlace, KnownFrames};
 pub use read::Limits;
+pub use rewrite::rewrite_blob;
+pub(crate) use toc::{CHUNKED_DIGEST, ESTARGZ_DIGEST};
 pub use write::{WriteOptions, Written, write};
 
 /// Prefix of the name of a whiteout.

@@ -12,6 +12,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::compress::Compression;
+use super::toc::Chunk;
 
 /// What is looked at as a whole when incompressible content is searched for; smaller files are just compressed.
 const NOISE_BLOCK: usize = 64 << 10;
@@ -73,8 +74,12 @@ impl KnownFrames {
         let mut back = vec![0; archive.len()];
         let size = match compression {
             Compression::Uncompressed => return None,
-            Compression::Gzip { .. } => libdeflater::Decompressor::new().gzip_decompress(&bytes, &mut back).ok()?,
-            Compression::Zstd { .. } => zstd::bulk::decompress_to_buffer(&bytes, &mut back).ok()?,
+            Compression::Gzip { .. } | Compression::Estargz { .. } => {
+                libdeflater::Decompressor::new().gzip_decompress(&bytes, &mut back).ok()?
+            }
+            Compression::Zstd { .. } | Compression::ZstdChunked { .. } => {
+                zstd::bulk::decompress_to_buffer(&bytes, &mut back).ok()?
+            }
         };
         (size == archive.len() && back == archive).then_some(bytes)
     }
@@ -82,6 +87,8 @@ impl KnownFrames {
 
 /// A member or frame.
 pub(super) struct Run {
+    /// Where in the frame's archive it begins.
+    pub(super) start: usize,
     pub(super) bytes: Vec<u8>,
     /// What it can be found by; `None` for what is stored, which is made as fast as it is found.
     pub(super) key: Option<FrameKey>,
@@ -99,10 +106,11 @@ pub(super) fn pack(
     }
     let mut runs = Vec::new();
     let compress = |range: Range<usize>, runs: &mut Vec<Run>| -> io::Result<()> {
+        let start = range.start;
         let piece = &archive[range];
         let key = FrameKey::of(piece);
         let found = key.and_then(|key| known.find(key, piece, compression));
-        runs.push(Run { bytes: found.map_or_else(|| compression.compress(piece), Ok)?, key });
+        runs.push(Run { start, bytes: found.map_or_else(|| compression.compress(piece), Ok)?, key });
         Ok(())
     };
     let mut done = 0;
@@ -111,11 +119,36 @@ pub(super) fn pack(
             compress(done..range.start, &mut runs)?;
         }
         done = range.end;
-        runs.push(Run { bytes: compression.store(&archive[range])?, key: None });
+        runs.push(Run { start: range.start, bytes: compression.store(&archive[range])?, key: None });
     }
     // No content at all is one empty run: no bytes are neither a gzip nor a zstd file.
     if done < archive.len() || archive.is_empty() {
         compress(done..archive.len(), &mut runs)?;
+    }
+    Ok(runs)
+}
+
+/// As [`pack`], but each of `chunks` is a run of its own.
+pub(super) fn pack_chunks(archive: &[u8], chunks: &[Chunk], compression: Compression) -> io::Result<Vec<Run>> {
+    let mut runs = Vec::new();
+    let mut add = |range: Range<usize>, is_stored: bool| -> io::Result<()> {
+        let piece = &archive[range.clone()];
+        let bytes = if is_stored { compression.store(piece)? } else { compression.compress(piece)? };
+        runs.push(Run { start: range.start, bytes, key: None });
+        Ok(())
+    };
+    let mut done = 0;
+    for Chunk { start, length, .. } in chunks {
+        if done < *start {
+            add(done..*start, false)?;
+        }
+        done = start + length;
+        let content = *start..done;
+        let is_noise = noise(archive, &content) == [content.clone()];
+        add(content, is_noise)?;
+    }
+    if done < archive.len() || archive.is_empty() {
+        add(done..archive.len(), false)?;
     }
     Ok(runs)
 }
@@ -160,21 +193,28 @@ fn is_flat(block: &[u8]) -> bool {
 }
 
 impl Compression {
+    /// Whether the blob has a table of contents.
+    pub(crate) fn has_contents(self) -> bool {
+        matches!(self, Self::Estargz { .. } | Self::ZstdChunked { .. })
+    }
+
     /// What the bytes of a frame depend on besides its archive. A new one makes all frames that are known unknown.
     pub(crate) fn encoder(self) -> Option<String> {
         match self {
             Self::Uncompressed => None,
+            // Their frames are files: too many to be worth a table.
+            Self::Estargz { .. } | Self::ZstdChunked { .. } => None,
             Self::Gzip { level } => Some(format!("gzip-{level}-{GZIP_ENCODER}")),
             Self::Zstd { level } => Some(format!("zstd-{level}-{}", zstd::zstd_safe::version_number())),
         }
     }
 
     /// Compresses `content` as one member or frame.
-    pub(super) fn compress(self, content: &[u8]) -> io::Result<Vec<u8>> {
+    pub(crate) fn compress(self, content: &[u8]) -> io::Result<Vec<u8>> {
         match self {
             Self::Uncompressed => Ok(content.to_vec()),
-            Self::Gzip { level } => gzip(content, level),
-            Self::Zstd { level } => zstd::bulk::compress(content, level),
+            Self::Gzip { level } | Self::Estargz { level } => gzip(content, level),
+            Self::Zstd { level } | Self::ZstdChunked { level } => zstd::bulk::compress(content, level),
         }
     }
 
@@ -182,8 +222,8 @@ impl Compression {
     fn store(self, content: &[u8]) -> io::Result<Vec<u8>> {
         match self {
             Self::Uncompressed => Ok(content.to_vec()),
-            Self::Gzip { .. } => gzip(content, 0),
-            Self::Zstd { .. } => Ok(zstd_stored(content)),
+            Self::Gzip { .. } | Self::Estargz { .. } => gzip(content, 0),
+            Self::Zstd { .. } | Self::ZstdChunked { .. } => Ok(zstd_stored(content)),
         }
     }
 }

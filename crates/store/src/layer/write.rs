@@ -8,8 +8,10 @@ use std::path::Path;
 use build_engine_oci::{DiffId, Hasher};
 use build_engine_rootfs::{Kind, is_layer_xattr};
 
+use super::entries::Opener;
 use super::error::escape;
 use super::header::{BLOCK, Header, encode, pad};
+use super::toc::{Contents, TocEntry};
 use super::{Content, Entries, LayerEntry, LayerError, OPAQUE, WHITEOUT};
 
 /// How much is gathered before it is hashed and written.
@@ -54,12 +56,13 @@ pub fn write(
         buffer.clear();
         written
     };
+    let mut opener = Opener::default();
     let mut count = 0;
     while let Some(entry) = entries.next_entry()? {
-        let Encoded { content, tail, entries } = encode_entry(entry, options, &mut buffer)?;
+        let Encoded { content, tail, entries } = encode_entry(entry, options, &mut buffer, None)?;
         count += entries;
         if let Some(FileContent { content, size, shown }) = content {
-            let file = content.open(size, shown)?;
+            let file = opener.open(content, size, shown)?;
             let mut offset = 0;
             while offset < size {
                 let length = usize::try_from(size - offset).unwrap_or(BUFFER).min(BUFFER);
@@ -98,12 +101,19 @@ pub(super) struct FileContent {
     pub(super) shown: String,
 }
 
-/// Appends the header of an entry to `out`, and tells what comes after it.
+/// Appends the header of an entry to `out`, and tells what comes after it. A table of contents gets an entry as well.
 pub(super) fn encode_entry(
     source: LayerEntry,
     options: WriteOptions,
     out: &mut Vec<u8>,
+    mut contents: Option<&mut Contents>,
 ) -> Result<Encoded, LayerError> {
+    let mut encode = |header: &Header<'_>, out: &mut Vec<u8>| {
+        if let Some(contents) = &mut contents {
+            contents.entries.push(TocEntry::of(header));
+        }
+        encode(header, out);
+    };
     let LayerEntry { path, entry, hard_link, content } = source;
     let metadata = &entry.metadata;
     let nothing = |entries| Encoded { content: None, tail: Vec::new(), entries };
