@@ -15,11 +15,14 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::Result;
 use build_engine_testkit::engine::Who;
 use build_engine_testkit::peers::{Peers, output};
+use build_engine_testkit::registry::FakeRegistry;
 use build_engine_testkit::{Unavailable, available, fixtures};
 use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::Bench;
+use crate::images::{Form, Image};
+use crate::lazy::fetched;
 
 /// A daemon of a test's own; asked to end when dropped.
 struct Service {
@@ -275,6 +278,34 @@ fn d03_podman_of_a_user_gets_the_layers_that_it_lacks() {
     let Some(client) = rootless_podman(&bench) else { return };
     let service = podman(&bench, client.podman());
     what_travels(&mut bench, &service.socket.clone(), &|| client.podman(), 2);
+}
+
+/// D-03, and F1-098 in part: what neither the build nor the daemon needs is not fetched.
+#[test]
+fn d03_a_layer_of_a_base_that_the_daemon_has_is_not_fetched() {
+    let Some(mut bench) = Bench::new(Who::Root) else { return };
+    let Some(peers) = available(Peers::start()) else { return };
+    let socket = output(peers.docker().args(["context", "inspect", "--format", "{{.Endpoints.docker.Host}}"])).unwrap();
+    bench.environment.insert("DOCKER_HOST".into(), socket.trim().to_owned());
+    let name = Fresh::new().name;
+    let registry = FakeRegistry::start();
+    let Some(image) = Image::runnable(&name, Form::Docker) else { return };
+    image.put(&registry, "base", "v1");
+    let mut build = |label: &str| {
+        bench.empty_store(label);
+        let dockerfile = format!("FROM {}\nLABEL a={label}\n", registry.reference("base", "v1"));
+        let run = bench.build("app", &[("Dockerfile", &dockerfile)], &["--load", "-t", &name]);
+        assert_eq!(run.code, Some(0), "{}", run.stderr);
+        assert_eq!(output(peers.docker().args(["run", "--rm", "--network=none", &name])).unwrap().trim(), name);
+        run.stderr
+    };
+    build("one");
+    assert!(fetched(&registry) > 0);
+    registry.forget_requests();
+    let said = build("two");
+    assert!(said.contains(" 0 of 2 layers sent"), "{said}");
+    assert_eq!(fetched(&registry), 0);
+    output(peers.docker().args(["image", "rm", "--force", &name])).unwrap();
 }
 
 /// Podman as the user of the engine; `None`, after saying why, where that does not work.
