@@ -17,7 +17,7 @@ fn registry() -> Option<FakeRegistry> {
 }
 
 /// Layers of the base that were fetched: its config is read as a blob, too.
-pub(crate) fn fetched(registry: &FakeRegistry) -> usize {
+fn fetched(registry: &FakeRegistry) -> usize {
     let reads = registry.requests_of("GET", "/v2/base/blobs/");
     let config: Vec<String> = reads.iter().filter(|request| request.sent < 2000).map(|it| it.path.clone()).collect();
     reads.len() - config.len()

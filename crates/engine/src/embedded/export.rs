@@ -139,15 +139,15 @@ impl Export<'_> {
                 }
                 Ok(())
             }
-            Output::Load { sockets, names, options } => {
+            Output::Load { target, names, options } => {
                 // The daemon may have what the store lacks.
                 let image = self.assemble(options, Need::Origin, work).await?;
                 let names = all_names(self.request, names);
                 tell(outcome, &image);
                 outcome.names.extend(names.iter().cloned());
                 let load = Load { store: &store, images: &self.images, bundle: &image.bundle, names: &names, work };
-                let socket = load.run(sockets).await?;
-                work.part(format!("loaded into the daemon at {}", socket.display()), true);
+                let daemon = load.run(target).await?;
+                work.part(format!("loaded into {daemon}"), true);
                 Ok(())
             }
             Output::Oci { dest, tar, names, options } | Output::Docker { dest, tar, names, options } => {

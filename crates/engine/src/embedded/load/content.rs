@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use build_engine_oci::{Descriptor, Digest};
 use prost::Message;
 
-use super::grpc::Client;
+use super::grpc::{Client, Failure};
 
 const LIST: &str = "containerd.services.content.v1.Content/List";
 
@@ -33,7 +33,7 @@ struct Info {
 /// Those of `blobs` that the content store has.
 ///
 /// They are listed rather than asked for one by one: Docker logs an error for each blob that is asked for and not there.
-pub(super) async fn existing(client: &Client, blobs: &[Descriptor]) -> Result<BTreeSet<Digest>, String> {
+pub(super) async fn existing(client: &Client, blobs: &[Descriptor]) -> Result<BTreeSet<Digest>, Failure> {
     if blobs.is_empty() {
         return Ok(BTreeSet::new());
     }

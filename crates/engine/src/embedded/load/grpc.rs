@@ -1,8 +1,8 @@
-//! As much of gRPC as containerd's services need: one message there, any number back.
+//! As much of gRPC as containerd's services need: messages there, messages back, in one body each.
 //!
 //! Source: "gRPC over HTTP2", the protocol description of the gRPC project.
 
-use std::io;
+use std::{fmt, io};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use http_body_util::{BodyExt, Full, Limited};
@@ -21,10 +21,35 @@ const MAX_ANSWER_BYTES: usize = 16 << 20;
 /// Length of what stands before each message: whether it is compressed, and its length.
 const PREFIX_BYTES: usize = 5;
 
+/// What calls end with, of the codes of gRPC that make a difference here.
+pub(super) const NOT_FOUND: u32 = 5;
+pub(super) const ALREADY_EXISTS: u32 = 6;
+
+/// A call that did not do what it should.
+#[derive(Debug)]
+pub(super) struct Failure {
+    /// The server's code; `None` where it is not the server that failed.
+    pub(super) code: Option<u32>,
+    message: String,
+}
+
+impl Failure {
+    fn transport(message: impl fmt::Display) -> Self {
+        Self { code: None, message: message.to_string() }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
 /// A connection to a server.
 pub(super) struct Client {
     requests: SendRequest<Body>,
     connection: JoinHandle<()>,
+    metadata: Vec<(&'static str, String)>,
 }
 
 impl Drop for Client {
@@ -41,7 +66,12 @@ impl Client {
             // Whoever waits for an answer learns of it.
             let _ = connection.await;
         });
-        Ok(Self { requests, connection })
+        Ok(Self { requests, connection, metadata: Vec::new() })
+    }
+
+    /// Sends `name: value` with all calls from now on.
+    pub(super) fn add_metadata(&mut self, name: &'static str, value: &str) {
+        self.metadata.push((name, value.to_owned()));
     }
 
     /// Calls `method`, as in `package.Service/Method`, and returns the messages of the answer.
@@ -49,30 +79,40 @@ impl Client {
         &self,
         method: &str,
         message: &impl Message,
-    ) -> Result<Vec<M>, String> {
-        let body = Full::new(framed(message)).map_err(|never| match never {}).boxed();
-        let request = Request::post(format!("http://localhost/{method}"))
+    ) -> Result<Vec<M>, Failure> {
+        self.stream(method, Full::new(framed(message)).map_err(|never| match never {}).boxed()).await
+    }
+
+    /// The same with a body of any number of messages, each as [`framed`] gives it.
+    pub(super) async fn stream<M: Message + Default>(&self, method: &str, body: Body) -> Result<Vec<M>, Failure> {
+        let mut request = Request::post(format!("http://localhost/{method}"))
             .header("content-type", "application/grpc")
-            .header("te", "trailers")
-            .body(body)
-            .map_err(|error| error.to_string())?;
-        let response = self.requests.clone().send_request(request).await.map_err(|error| error.to_string())?;
+            .header("te", "trailers");
+        for (name, value) in &self.metadata {
+            request = request.header(*name, value);
+        }
+        let request = request.body(body).map_err(Failure::transport)?;
+        let response = self.requests.clone().send_request(request).await.map_err(Failure::transport)?;
         if !response.status().is_success() {
-            return Err(format!("it answered {}", response.status()));
+            return Err(Failure::transport(format!("it answered {}", response.status())));
         }
         let (head, body) = response.into_parts();
-        let body = Limited::new(body, MAX_ANSWER_BYTES).collect().await.map_err(|error| error.to_string())?;
+        let body = Limited::new(body, MAX_ANSWER_BYTES).collect().await.map_err(Failure::transport)?;
         // Where there is no message, the trailers may come as the head.
         let trailers = body.trailers().unwrap_or(&head.headers);
         let text = |name| trailers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
         match text("grpc-status") {
-            "0" => messages(body.to_bytes()).map_err(|error| error.to_string()),
-            code => Err(format!("{method}: {} (code {code})", text("grpc-message"))),
+            "0" => messages(body.to_bytes()).map_err(Failure::transport),
+            code => {
+                let message = format!("{method}: {} (code {code})", text("grpc-message"));
+                Err(Failure { code: code.parse().ok(), message })
+            }
         }
     }
 }
 
-fn framed(message: &impl Message) -> Bytes {
+/// A message as it stands in a body.
+pub(super) fn framed(message: &impl Message) -> Bytes {
     let length = message.encoded_len();
     let mut bytes = BytesMut::with_capacity(PREFIX_BYTES + length);
     bytes.put_u8(0);

@@ -1,6 +1,6 @@
-//! Loading an image into a local daemon: Docker, or Podman with its Docker-compatible socket.
+//! Loading an image into a local daemon: Docker, Podman with its Docker-compatible socket, or containerd.
 //!
-//! Only what the daemon lacks travels, and nothing where it has the image. What travels is the archive that `docker load`
+//! Only what the daemon lacks travels, and nothing where it has the image. What travels to Docker and Podman is the archive that `docker load`
 //! reads, with the documents and without the layers that are there; it is written while it is sent. How to learn what is
 //! there depends on how the daemon keeps its images:
 //!
@@ -10,15 +10,16 @@
 //!   names the first layer that it lacks; it lacks those above as well, since a chain is never there without its beginning.
 //! - Podman looks for each layer, too, but for several at the same time. So the layers that one of its images has are left out.
 //!
-//! What a daemon refuses with holes, or behind which nobody knows what there is, is sent in full.
+//! What a daemon refuses with holes, or behind which nobody knows what there is, is sent in full. containerd needs no archive:
+//! [`containerd`] writes what is missing.
 
+mod containerd;
 mod content;
 mod daemon;
 mod grpc;
 
 use std::collections::BTreeSet;
 use std::io::{self, Write};
-use std::path::PathBuf;
 
 use build_engine_oci::{Descriptor, Digest, ImageConfig, Reference};
 use build_engine_store::Store;
@@ -37,7 +38,7 @@ use super::export::gone;
 use super::ops::{StepError, internal};
 use super::remote::on_disk;
 use super::sources::Images;
-use crate::{ExitKind, Report};
+use crate::{ExitKind, LoadTarget, Report};
 
 /// Size of the pieces of the archive.
 const PIECE_BYTES: usize = 256 << 10;
@@ -48,6 +49,10 @@ const ATTEMPTS: usize = 3;
 /// How many of Podman's images are asked for their layers, the newest first, and how many at the same time.
 const MAX_ASKED: usize = 200;
 const ASKED_AT_ONCE: usize = 8;
+
+/// What is said where nothing is sent.
+const THERE: &str = "the daemon has this image";
+const THERE_NAMED: &str = "the daemon has this image; named it";
 
 /// An image on its way into a daemon.
 pub(super) struct Load<'a> {
@@ -63,18 +68,27 @@ pub(super) struct Load<'a> {
 type Layers = BTreeSet<usize>;
 
 impl Load<'_> {
-    /// Loads the image into the daemon behind the first of `sockets` that answers; returns which it was.
+    /// Loads the image; returns which daemon has it now.
     ///
     /// # Errors
     /// [`ExitKind::Source`] where no daemon answers, or the one that does refuses the image.
-    pub(super) async fn run(&self, sockets: &[PathBuf]) -> Result<PathBuf, StepError> {
-        let daemon = Daemon::first_of(sockets).await?;
-        let told = match self.by_name(&daemon).await {
-            Some(told) => told.to_owned(),
-            None => self.transfer(&daemon).await?,
+    pub(super) async fn run(&self, target: &LoadTarget) -> Result<String, StepError> {
+        let (told, daemon) = match target {
+            LoadTarget::Sockets(sockets) => {
+                let daemon = Daemon::first_of(sockets).await?;
+                let told = match self.by_name(&daemon).await {
+                    Some(told) => told.to_owned(),
+                    None => self.transfer(&daemon).await?,
+                };
+                (told, format!("the daemon at {}", daemon.socket.display()))
+            }
+            LoadTarget::Containerd(to) => {
+                let told = containerd::load(self, to).await?;
+                (told, format!("namespace {} of containerd at {}", to.namespace, to.address.display()))
+            }
         };
         self.work.part(told, true);
-        Ok(daemon.socket)
+        Ok(daemon)
     }
 
     /// Gives the image its names where the daemon has it, and says so; `None` where something must be sent.
@@ -101,7 +115,7 @@ impl Load<'_> {
                 return None;
             }
         }
-        Some(if unnamed.is_empty() { "the daemon has this image" } else { "the daemon has this image; named it" })
+        Some(if unnamed.is_empty() { THERE } else { THERE_NAMED })
     }
 
     async fn by_id(&self, daemon: &Daemon) -> Option<Digest> {
@@ -178,7 +192,7 @@ impl Load<'_> {
         let blobs = &self.bundle.blobs;
         let asked = async {
             let client = grpc::Client::new(daemon.grpc().await?).await?;
-            content::existing(&client, blobs).await
+            content::existing(&client, blobs).await.map_err(|failure| failure.to_string())
         };
         let existing = match tokio::time::timeout(ANSWER, asked).await {
             Ok(Ok(existing)) => existing,
