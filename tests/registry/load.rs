@@ -7,8 +7,8 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -17,7 +17,7 @@ use build_engine_testkit::engine::Who;
 use build_engine_testkit::peers::{Peers, output};
 use build_engine_testkit::registry::FakeRegistry;
 use build_engine_testkit::{Unavailable, available, fixtures};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::Bench;
@@ -340,6 +340,77 @@ fn d03_podman_of_a_user_gets_the_layers_that_it_lacks() {
     let Some(client) = rootless_podman(&bench) else { return };
     let service = podman(&bench, client.podman());
     what_travels(&mut bench, &service.socket.clone(), &|| client.podman(), 2);
+}
+
+/// A daemon that answers as told: `server` is what it calls itself, `status` its `DriverStatus`, and the first `refusals`
+/// archives are not to its liking. Returns the sizes of the archives that it got.
+fn scripted_daemon(socket: &Path, server: &'static str, status: Value, refusals: usize) -> Arc<Mutex<Vec<usize>>> {
+    let listener = UnixListener::bind(socket).unwrap();
+    fs::set_permissions(socket, fs::Permissions::from_mode(0o666)).unwrap();
+    let archives = Arc::new(Mutex::new(Vec::new()));
+    let got = Arc::clone(&archives);
+    thread::spawn(move || {
+        for client in listener.incoming() {
+            let mut client = client.unwrap();
+            let (mut request, mut buffer) = (Vec::new(), vec![0; 64 << 10]);
+            loop {
+                let length = client.read(&mut buffer).unwrap();
+                request.extend_from_slice(&buffer[..length]);
+                let head = memchr::memmem::find(&request, b"\r\n\r\n");
+                let is_chunked = memchr::memmem::find(&request, b"chunked").is_some();
+                let has_all = if is_chunked { request.ends_with(b"\r\n0\r\n\r\n") } else { head.is_some() };
+                if length == 0 || has_all {
+                    break;
+                }
+            }
+            let line = String::from_utf8_lossy(&request[..request.len().min(40)]).into_owned();
+            let (code, body) = if line.starts_with("GET /_ping") {
+                (200, "OK".to_owned())
+            } else if line.starts_with("GET /info") {
+                (200, json!({ "DriverStatus": status }).to_string())
+            } else if line.starts_with("POST /images/load") {
+                let mut got = got.lock().unwrap();
+                got.push(request.len());
+                if got.len() > refusals {
+                    (200, String::new())
+                } else {
+                    (500, r#"{"message":"not like this"}"#.to_owned())
+                }
+            } else {
+                (404, "{}".to_owned())
+            };
+            let head = format!("HTTP/1.1 {code} X\r\nServer: {server}\r\nContent-Length: {}\r\n", body.len());
+            let _ = client.write_all(format!("{head}Connection: close\r\n\r\n{body}").as_bytes());
+        }
+    });
+    archives
+}
+
+/// D-03: where nothing is known of what a daemon has, or it wants no archive with holes, it gets all of it.
+#[test]
+fn d03_a_daemon_that_takes_no_archive_with_holes_gets_the_whole_one() {
+    let of_containerd = json!([["driver-type", "io.containerd.snapshotter.v1"]]);
+    for (name, server, status, refusals, expected) in [
+        ("graph driver", "Docker/1", json!([["Backing Filesystem", "extfs"]]), 1, &[false, true][..]),
+        ("never", "Docker/1", json!([["Backing Filesystem", "extfs"]]), 9, &[false, true]),
+        ("blobs that nobody lists", "Docker/1", of_containerd, 0, &[true]),
+        ("podman without images", "Libpod/1", Value::Null, 0, &[true]),
+        ("another one", "Other/1", Value::Null, 0, &[true]),
+        ("docker that says little", "Docker/1", Value::Null, 0, &[true]),
+    ] {
+        let Some(mut bench) = Bench::new(Who::User) else { return };
+        let socket = bench.engine.work().join("docker.sock");
+        let archives = scripted_daemon(&socket, server, status, refusals);
+        bench.environment.insert("DOCKER_HOST".into(), format!("unix://{}", socket.display()));
+        let content = "0123456789abcdef".repeat(20_000);
+        let files = [("Dockerfile", "FROM scratch\nCOPY big /\n"), ("big", &content)];
+        let run = bench.build("app", &files, &["-o", "type=docker,compression=uncompressed", "-t", "app"]);
+        let is_refused = refusals >= expected.len();
+        assert_eq!(run.code, Some(if is_refused { 3 } else { 0 }), "{name}: {}", run.stderr);
+        assert_eq!(run.stderr.contains("not like this"), is_refused, "{name}: {}", run.stderr);
+        let are_whole: Vec<bool> = archives.lock().unwrap().iter().map(|size| *size > content.len()).collect();
+        assert_eq!(are_whole, expected, "{name}");
+    }
 }
 
 /// D-03, and F1-098 in part: what neither the build nor the daemon needs is not fetched.
