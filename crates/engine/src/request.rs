@@ -385,6 +385,33 @@ pub enum OutputDest {
     Path(PathBuf),
 }
 
+/// The daemon that an image is loaded into.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LoadTarget {
+    /// Docker or Podman: of these sockets, the first that answers is the one.
+    Sockets(Vec<PathBuf>),
+    /// containerd itself.
+    Containerd(Containerd),
+}
+
+impl Default for LoadTarget {
+    fn default() -> Self {
+        Self::Sockets(Vec::new())
+    }
+}
+
+/// A containerd, and where in it images go.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Containerd {
+    /// Its socket.
+    pub address: PathBuf,
+    /// The namespace of the image.
+    pub namespace: String,
+    /// The snapshotter that its layers are unpacked into.
+    pub snapshotter: String,
+}
+
 /// One `--output`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "kebab-case")]
@@ -404,10 +431,10 @@ pub enum Output {
         /// Whether the registries' certificates are not looked at, for this push.
         insecure: bool,
     },
-    /// A local daemon: Docker or Podman.
+    /// A local daemon.
     Load {
-        /// Sockets, of which the first that answers is the one.
-        sockets: Vec<PathBuf>,
+        /// Which one.
+        target: LoadTarget,
         /// Names besides the request's tags.
         names: Vec<Reference>,
         /// How it is written.
@@ -524,8 +551,8 @@ impl FromStr for Output {
                 if attrs.contains_key("dest") {
                     Self::Docker { tar, names, options, dest: take_dest(&mut attrs)? }
                 } else if tar {
-                    // Whose sockets, the face knows.
-                    Self::Load { sockets: Vec::new(), names, options }
+                    // Where daemons listen, the face knows.
+                    Self::Load { target: LoadTarget::default(), names, options }
                 } else {
                     return Err(invalid("`tar=false` needs a directory as `dest`".into()));
                 }
@@ -813,7 +840,7 @@ mod tests {
                     r#"{{"type":"image","names":["docker.io/library/a:latest"],{gzip},"store":false,"push":true,"push_by_digest":false,"insecure":true}}"#
                 ),
             ),
-            ("type=docker", format!(r#"{{"type":"load","sockets":[],"names":[],{docker}}}"#)),
+            ("type=docker", format!(r#"{{"type":"load","target":{{"sockets":[]}},"names":[],{docker}}}"#)),
             ("type=cacheonly", r#"{"type":"cacheonly"}"#.into()),
         ] {
             // The tag is the variant's name in kebab case.

@@ -18,7 +18,7 @@ use super::build::{blocking, is_on, step_error};
 use super::bundle::{Blobs, Bundle, to_dest, write_layout};
 use super::events::Work;
 use super::files;
-use super::load::load;
+use super::load::Load;
 use super::ops::{Part, Parts, StepError};
 use super::push::Push;
 use super::sources::{Images, PinnedImage};
@@ -140,14 +140,15 @@ impl Export<'_> {
                 }
                 Ok(())
             }
-            Output::Load { sockets, names, options } => {
-                let image = self.assemble(options, Need::Bytes, work).await?;
+            Output::Load { target, names, options } => {
+                // The daemon may have what the store lacks.
+                let image = self.assemble(options, Need::Origin, work).await?;
                 let names = all_names(self.request, names);
                 tell(outcome, &image);
                 outcome.names.extend(names.iter().cloned());
-                let blobs = Blobs::Store(store);
-                let socket = load(sockets, &blobs, &image.bundle, &names).await?;
-                work.part(format!("loaded into the daemon at {}", socket.display()), true);
+                let load = Load { store: &store, images: &self.images, bundle: &image.bundle, names: &names, work };
+                let daemon = load.run(target).await?;
+                work.part(format!("loaded into {daemon}"), true);
                 Ok(())
             }
             Output::Oci { dest, tar, names, options } | Output::Docker { dest, tar, names, options } => {
