@@ -11,18 +11,18 @@
 //! them. A directory has two: its key with a 0 at the end is its header, its key alone is everything in it.
 
 use std::collections::BTreeMap;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use build_engine_dockerfile::glob_match;
 use build_engine_dockerfile::ignore::{Ignore, IgnoreError, WalkState};
 use build_engine_oci::{Digest, Hasher};
-use build_engine_rootfs::{Entry, Kind, Metadata, Place, is_engine_xattr};
+use build_engine_rootfs::{Entry, Kind, Metadata, Place, Time, is_engine_xattr};
 use rayon::prelude::*;
 use rustix::io::Errno;
 
@@ -226,15 +226,8 @@ impl Listing {
     /// # Errors
     /// What the tree refuses.
     pub fn changed(&self, view: View<'_>, path: &Path) -> Result<Option<PathBuf>, HashError> {
-        let state = |record: &Record| {
-            let Metadata { kind, mode, .. } = record.metadata;
-            let times = (kind != Kind::Directory).then(|| {
-                let Metadata { size, mtime, ctime, .. } = record.metadata;
-                (record.metadata.identity(), size, mtime, ctime)
-            });
-            (kind, mode, times, record.link.clone())
-        };
-        let start = if path.as_os_str().is_empty() { Key::new() } else { key_of(&path.to_string_lossy()) };
+        let state = |record: &Record| (state_of(&record.metadata), record.link.clone());
+        let start = key_of_path(path);
         let now = match view.find(path)? {
             None => return Ok(Some(path.to_owned())),
             Some(found) if found.is_dir() => Self::below(view, path, &start)?,
@@ -265,10 +258,41 @@ impl Listing {
         }
     }
 
+    /// Whether what is at this path (relative to the root, without links) is what was listed there.
+    pub(crate) fn is_same(&self, path: &Path, found: &Metadata) -> bool {
+        self.records.get(&key_of_path(path)).is_some_and(|record| state_of(&record.metadata) == state_of(found))
+    }
+
+    /// What is in the directory at this path (relative to the root, without links), sorted; `None` if there is no such one.
+    pub(crate) fn children(&self, dir: &Path) -> Option<Vec<(OsString, Metadata)>> {
+        let dir = key_of_path(dir);
+        self.records.get(&dir).filter(|record| record.kind == RecordKind::Directory)?;
+        let mut children = Vec::new();
+        let inside = [&dir[..], &[0]].concat();
+        // The first is the header of the directory.
+        let mut from = std::ops::Bound::Excluded(inside.clone());
+        while let Some((key, record)) = self.records.range((from, std::ops::Bound::Unbounded)).next() {
+            let Some(name) = key.strip_prefix(&inside[..]) else { break };
+            children.push((OsString::from_vec(name.to_vec()), record.metadata));
+            // What is in a directory sorts between it and this.
+            from = std::ops::Bound::Included(match record.kind {
+                RecordKind::Directory => [&key[..], &[1]].concat(),
+                _ => [&key[..], &[0]].concat(),
+            });
+        }
+        Some(children)
+    }
+
     /// Whether there is something at this path, which is relative to the root and without links.
     pub fn contains(&self, path: &Path) -> bool {
-        self.records.contains_key(&slashes_to_zeros(&[b"/", path.as_os_str().as_bytes()].concat()))
+        self.records.contains_key(&key_of_path(path))
     }
+}
+
+/// Everything about a thing that a listing tells, without owners. What is in a directory is told by that alone.
+fn state_of(metadata: &Metadata) -> (Kind, u32, Option<((u64, u64), u64, Time, Time)>) {
+    let Metadata { kind, mode, size, mtime, ctime, .. } = *metadata;
+    (kind, mode, (kind != Kind::Directory).then(|| (metadata.identity(), size, mtime, ctime)))
 }
 
 /// What one directory holds.
@@ -783,6 +807,14 @@ fn key_path(path: &str) -> Vec<u8> {
         return Vec::new();
     }
     [b"/", clean.as_os_str().as_bytes()].concat()
+}
+
+/// The key of a path that is relative to the root and clean.
+fn key_of_path(path: &Path) -> Key {
+    if path.as_os_str().is_empty() {
+        return Key::new();
+    }
+    slashes_to_zeros(&[b"/", path.as_os_str().as_bytes()].concat())
 }
 
 fn key_of(path: &str) -> Key {

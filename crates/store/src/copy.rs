@@ -303,6 +303,9 @@ impl<'a, 'b> Copier<'a, 'b> {
     /// The entry as it is to be written: owner, mode and time of the copy.
     fn entry(&self, from: &Path) -> Result<Entry, CopyError> {
         let mut entry = self.source.read_entry(from).map_err(|error| CopyError::reading(from, error))?;
+        if !self.source.is_as_listed(from, &entry.metadata) {
+            return Err(CopyError::Changed { path: from.to_owned() });
+        }
         self.describe(&mut entry.metadata);
         Ok(entry)
     }

@@ -268,9 +268,17 @@ fn stream(
     };
     let readable = Readable::open(store, source)?;
     readable.with_view(|view| {
-        let Ok(mut entries) = copy::plan(view, mounted.as_ref().map(MountedTree::tree), &specs, Time::now()) else {
-            return Ok(None);
+        let on_top = mounted.as_ref().map(MountedTree::tree);
+        let planned = match source {
+            // What was listed for the key need not be listed again.
+            Output::Context(context) => {
+                let hashed = context.hashed.lock().unwrap_or_else(PoisonError::into_inner);
+                let view = hashed.listing.as_ref().map_or(view, |listing| view.as_listed(listing));
+                copy::plan(view, on_top, &specs, Time::now())
+            }
+            Output::Snapshot(_) | Output::Lazy(_) => copy::plan(view, on_top, &specs, Time::now()),
         };
+        let Ok(mut entries) = planned else { return Ok(None) };
         let info = CommitInfo { description: vertex.name(), ..CommitInfo::default() };
         match store.commit_streamed(&base, &mut entries, compression, &info) {
             Ok(layer) => Ok(Some(Output::Snapshot(base.with(layer)))),
