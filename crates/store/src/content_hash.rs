@@ -289,8 +289,11 @@ impl Listing {
     }
 }
 
+/// Device and inode, size, times of the last changes to content and inode.
+type FileState = ((u64, u64), u64, Time, Time);
+
 /// Everything about a thing that a listing tells, without owners. What is in a directory is told by that alone.
-fn state_of(metadata: &Metadata) -> (Kind, u32, Option<((u64, u64), u64, Time, Time)>) {
+fn state_of(metadata: &Metadata) -> (Kind, u32, Option<FileState>) {
     let Metadata { kind, mode, size, mtime, ctime, .. } = *metadata;
     (kind, mode, (kind != Kind::Directory).then(|| (metadata.identity(), size, mtime, ctime)))
 }

@@ -90,7 +90,7 @@ impl ByPath {
     /// Removes a directory and everything in it.
     fn remove_all(&mut self, path: &Path) {
         let dir = key(path);
-        self.0.retain(|key, _| !key.strip_prefix(&*dir).is_some_and(|rest| rest.first().is_none_or(|byte| *byte == 0)));
+        self.0.retain(|key, _| key.strip_prefix(&*dir).is_none_or(|rest| rest.first().is_some_and(|byte| *byte != 0)));
     }
 
     fn iter(&self) -> impl DoubleEndedIterator<Item = (PathBuf, &Planned)> {
