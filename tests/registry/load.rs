@@ -413,7 +413,7 @@ fn d03_a_daemon_that_takes_no_archive_with_holes_gets_the_whole_one() {
     }
 }
 
-/// D-03, and F1-098 in part: what neither the build nor the daemon needs is not fetched.
+/// D-03: what neither the build nor the daemon needs is not fetched.
 #[test]
 fn d03_a_layer_of_a_base_that_the_daemon_has_is_not_fetched() {
     let Some(mut bench) = Bench::new(Who::Root) else { return };
