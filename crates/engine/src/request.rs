@@ -809,7 +809,7 @@ mod tests {
     /// F2-020 to F2-026, as buildx reads them.
     #[test]
     fn outputs_are_read_as_buildx_reads_them() {
-        let gzip = r#""options":{"compression":{"gzip":null},"oci_media_types":true,"rewrite_timestamp":false}"#;
+        let gzip = r#""options":{"compression":{"gzip":null},"force_compression":false,"oci_media_types":true,"rewrite_timestamp":false}"#;
         let docker = gzip.replace("\"oci_media_types\":true", "\"oci_media_types\":false");
         for (text, expected) in [
             ("out", r#"{"type":"local","dest":"out","platform_split":null}"#.to_owned()),
@@ -841,6 +841,12 @@ mod tests {
                 ),
             ),
             ("type=docker", format!(r#"{{"type":"load","target":{{"sockets":[]}},"names":[],{docker}}}"#)),
+            (
+                "type=docker,compression=zstd:chunked,compression-level=5,force-compression=true",
+                format!(r#"{{"type":"load","target":{{"sockets":[]}},"names":[],{docker}}}"#)
+                    .replace(r#"{"gzip":null}"#, r#"{"zstd-chunked":5}"#)
+                    .replace(r#"force_compression":false"#, r#"force_compression":true"#),
+            ),
             ("type=cacheonly", r#"{"type":"cacheonly"}"#.into()),
         ] {
             // The tag is the variant's name in kebab case.
@@ -860,7 +866,12 @@ mod tests {
             ("type=image,push-by-digest=true", "needs `push=true`"),
             ("type=oci,dest=a,typo=1", "`typo` is not supported"),
             ("type=oci,dest=a,dest=b", "given twice"),
-            ("type=oci,dest=a,compression=lz4", "expected gzip, zstd or uncompressed"),
+            ("type=oci,dest=a,compression=lz4", "expected gzip, zstd, estargz, zstd:chunked or uncompressed"),
+            ("type=oci,dest=a,compression=estargz,compression-level=10", "the highest level is 9"),
+            ("type=oci,dest=a,compression=zstd:chunked,compression-level=23", "the highest level is 22"),
+            ("type=oci,dest=a,compression=uncompressed,compression-level=1", "nothing is compressed"),
+            ("type=oci,dest=a,force-compression=maybe", "expected true or false"),
+            ("type=tar,dest=a,force-compression=true", "`force-compression` is not supported"),
             ("type=oci,dest=a,compression-level=10", "the highest level is 9"),
             ("type=oci,dest=a,tar=maybe", "expected true or false"),
             ("type=oci,dest=a,push", "has no `=`"),

@@ -2,7 +2,8 @@
 //!
 //! [`write`](fn@write) turns [`Entries`] into the archive, in the header forms of Go's `archive/tar` as containerd's differ uses
 //! it, so that equal content has BuildKit's diff ID. [`apply()`] turns an archive into a tree, by a strict reader of its
-//! own. [`compress`] frames and unframes. Where entries come from (a tree here, a plan in [`crate::copy`]) and where
+//! own. [`write_blob`] writes an archive in compressed frames, on all cores, with a table of contents where the form has one;
+//! [`rewrite_blob`] does so with an archive that exists. [`compress`] frames streams and unframes. Where entries come from (a tree here, a plan in [`crate::copy`]) and where
 //! blobs go ([`crate::content`]) is not this module's business.
 //!
 //! In a tree, a whiteout is a character device 0:0 and an opaque directory has `user.overlay.opaque=y`; in an archive
