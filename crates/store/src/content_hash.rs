@@ -10,7 +10,6 @@
 //! Records are kept by key: the path with `/` as 0, so that the order of keys is the order in which BuildKit hashes
 //! them. A directory has two: its key with a 0 at the end is its header, its key alone is everything in it.
 
-use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::Read;
@@ -26,7 +25,10 @@ use build_engine_rootfs::{Entry, Kind, Metadata, Place, Time, is_engine_xattr};
 use rayon::prelude::*;
 use rustix::io::Errno;
 
+mod records;
+
 use crate::copy::{View, Visibility, has_wildcard};
+use records::Records;
 
 /// Links followed in one path.
 const MAX_LINKS: usize = 255;
@@ -127,8 +129,9 @@ enum RecordKind {
 struct Record {
     kind: RecordKind,
     metadata: Metadata,
-    link: Option<Vec<u8>>,
-    digest: Option<Digest>,
+    link: Option<Box<[u8]>>,
+    /// A SHA-256.
+    digest: Option<[u8; 32]>,
 }
 
 type Key = Vec<u8>;
@@ -136,14 +139,14 @@ type Key = Vec<u8>;
 /// What is in a tree, and the digests that are known of it.
 #[derive(Debug, Clone)]
 pub struct Listing {
-    records: BTreeMap<Key, Record>,
+    records: Records,
 }
 
 /// Content digests of one tree, which must not change meanwhile (what does is an error where it is noticed).
 pub struct ContentHash<'a> {
     view: View<'a>,
     index: Option<&'a dyn Index>,
-    records: BTreeMap<Key, Record>,
+    records: Records,
 }
 
 impl std::fmt::Debug for ContentHash<'_> {
@@ -172,20 +175,20 @@ impl Listing {
     pub fn new(view: View<'_>) -> Result<Self, HashError> {
         let mut records = Self::below(view, Path::new(""), &[])?;
         if view.is_context()
-            && let Some(root) = records.get_mut(&vec![0])
+            && let Some(root) = records.position(&[0])
         {
             // BuildKit's clients send what is in a context, not its root.
-            root.digest = Some(Digest::sha256(b""));
+            records[root].digest = Digest::sha256(b"").sha256_bytes();
         }
         Ok(Self { records })
     }
 
     /// The records of a directory and of everything in it.
-    fn below(view: View<'_>, dir: &Path, dir_key: &[u8]) -> Result<BTreeMap<Key, Record>, HashError> {
-        let mut records: Vec<(Key, Record)> = Vec::new();
+    fn below(view: View<'_>, dir: &Path, dir_key: &[u8]) -> Result<Records, HashError> {
+        let mut records = Records::default();
         // Directories that are there only if something in them is, outermost first.
         let mut through: Vec<(Key, Metadata)> = Vec::new();
-        directory_records(&mut records, dir_key.to_vec(), view.tree().metadata(dir, false)?);
+        records.push_directory(&[dir_key], view.tree().metadata(dir, false)?);
         let mut depth = vec![(dir.to_owned(), dir_key.to_vec())];
         while !depth.is_empty() {
             let one = |(path, key): &(PathBuf, Key)| list(view, path, key);
@@ -197,20 +200,21 @@ impl Listing {
             };
             depth.clear();
             for dir in listed {
-                records.extend(dir.records);
+                records.append(dir.records);
                 through.extend(dir.through);
                 depth.extend(dir.dirs);
             }
         }
-        let mut records: BTreeMap<Key, Record> = records.into_iter().collect();
-        for (key, metadata) in through.into_iter().rev() {
-            let inside = [&key[..], &[0]].concat();
-            let filled = records.range(inside.clone()..).next().is_some_and(|(key, _)| key.starts_with(&inside));
-            if filled {
-                let mut header = Vec::with_capacity(2);
-                directory_records(&mut header, key, metadata);
-                records.extend(header);
-            }
+        records.sort();
+        // What fills one is below it, however deep.
+        let is_filled = |key: &[u8]| {
+            let inside = [key, &[0]].concat();
+            records.from(&inside).next().is_some_and(|(key, _)| key.starts_with(&inside))
+        };
+        through.retain(|(key, _)| is_filled(key));
+        if !through.is_empty() {
+            through.into_iter().for_each(|(key, metadata)| records.push_directory(&[&key], metadata));
+            records.sort();
         }
         Ok(records)
     }
@@ -233,18 +237,19 @@ impl Listing {
             Some(found) if found.is_dir() => Self::below(view, path, &start)?,
             Some(found) => {
                 let link = match found.kind {
-                    Kind::Symlink => Some(view.tree().read_link(path)?.as_bytes().to_vec()),
+                    Kind::Symlink => Some(view.tree().read_link(path)?.as_bytes().into()),
                     _ => None,
                 };
-                let record = Record { kind: RecordKind::File, metadata: found, link, digest: None };
-                BTreeMap::from([(start.clone(), record)])
+                let mut one = Records::default();
+                one.push(&[&start], Record { kind: RecordKind::File, metadata: found, link, digest: None });
+                one
             }
         };
-        let inside = |key: &Key| *key == start || key.starts_with(&[&start[..], &[0]].concat());
-        let before = self.records.range(start.clone()..).take_while(|(key, _)| key.starts_with(&start));
-        let mut before = before.filter(|(key, _)| inside(key));
-        let mut now = now.iter();
-        let shown = |key: &Key| {
+        let before = self.records.position(&start);
+        let mut before =
+            before.map_or(0..0, |at| at..self.records.end_of(at)).map(|at| (self.records.key(at), &self.records[at]));
+        let mut now = now.from(&[]);
+        let shown = |key: &[u8]| {
             let plain = key.strip_suffix(&[0]).unwrap_or(key);
             path_buf(zeros_to_slashes(plain).strip_prefix(b"/").unwrap_or_default())
         };
@@ -265,27 +270,22 @@ impl Listing {
 
     /// What is in the directory at this path (relative to the root, without links), sorted; `None` if there is no such one.
     pub(crate) fn children(&self, dir: &Path) -> Option<Vec<(OsString, Metadata)>> {
-        let dir = key_of_path(dir);
-        self.records.get(&dir).filter(|record| record.kind == RecordKind::Directory)?;
-        let mut children = Vec::new();
-        let inside = [&dir[..], &[0]].concat();
-        // The first is the header of the directory.
-        let mut from = std::ops::Bound::Excluded(inside.clone());
-        while let Some((key, record)) = self.records.range((from, std::ops::Bound::Unbounded)).next() {
-            let Some(name) = key.strip_prefix(&inside[..]) else { break };
-            children.push((OsString::from_vec(name.to_vec()), record.metadata));
-            // What is in a directory sorts between it and this.
-            from = std::ops::Bound::Included(match record.kind {
-                RecordKind::Directory => [&key[..], &[1]].concat(),
-                _ => [&key[..], &[0]].concat(),
+        let dir = self.records.position(&key_of_path(dir))?;
+        let inside = self.records.key(dir).len() + 1;
+        (self.records[dir].kind == RecordKind::Directory).then(|| {
+            let children =
+                self.records.children(dir).filter(|at| self.records[*at].kind != RecordKind::DirectoryHeader);
+            let named = children.map(|at| {
+                let name = self.records.key(at)[inside..].to_vec();
+                (OsString::from_vec(name), self.records[at].metadata)
             });
-        }
-        Some(children)
+            named.collect()
+        })
     }
 
     /// Whether there is something at this path, which is relative to the root and without links.
     pub fn contains(&self, path: &Path) -> bool {
-        self.records.contains_key(&key_of_path(path))
+        self.records.position(&key_of_path(path)).is_some()
     }
 }
 
@@ -301,7 +301,7 @@ fn state_of(metadata: &Metadata) -> (Kind, u32, Option<FileState>) {
 /// What one directory holds.
 #[derive(Default)]
 struct Listed {
-    records: Vec<(Key, Record)>,
+    records: Records,
     through: Vec<(Key, Metadata)>,
     dirs: Vec<(PathBuf, Key)>,
 }
@@ -309,35 +309,28 @@ struct Listed {
 fn list(view: View<'_>, dir: &Path, dir_key: &[u8]) -> Result<Listed, HashError> {
     let mut listed = Listed::default();
     for (name, metadata, visibility) in view.read_dir(dir).map_err(|error| gone(error.into(), dir))? {
-        let key = [dir_key, &[0], name.as_bytes()].concat();
+        let key: [&[u8]; 3] = [dir_key, &[0], name.as_bytes()];
         match metadata.kind {
             Kind::Directory => {
+                let key = key.concat();
                 listed.dirs.push((dir.join(&name), key.clone()));
                 if visibility == Visibility::Visible {
-                    directory_records(&mut listed.records, key, metadata);
+                    listed.records.push_directory(&[&key], metadata);
                 } else {
                     listed.through.push((key, metadata));
                 }
             }
             Kind::Symlink => {
-                let link = Some(view.tree().read_link(dir.join(&name))?.as_bytes().to_vec());
-                listed.records.push((key, Record { kind: RecordKind::Symlink, metadata, link, digest: None }));
+                let link = Some(view.tree().read_link(dir.join(&name))?.as_bytes().into());
+                listed.records.push(&key, Record { kind: RecordKind::Symlink, metadata, link, digest: None });
             }
             Kind::File | Kind::CharDevice | Kind::BlockDevice | Kind::Fifo | Kind::Socket => {
                 let record = Record { kind: RecordKind::File, metadata, link: None, digest: None };
-                listed.records.push((key, record));
+                listed.records.push(&key, record);
             }
         }
     }
     Ok(listed)
-}
-
-/// The two records of a directory.
-fn directory_records(records: &mut Vec<(Key, Record)>, key: Key, metadata: Metadata) {
-    let record = |kind| Record { kind, metadata, link: None, digest: None };
-    let header = [&key[..], &[0]].concat();
-    records.push((key, record(RecordKind::Directory)));
-    records.push((header, record(RecordKind::DirectoryHeader)));
 }
 
 impl<'a> ContentHash<'a> {
@@ -370,7 +363,7 @@ impl<'a> ContentHash<'a> {
         }
         let (prefix, selected) = self.select(question)?;
         let mut digests = Vec::with_capacity(selected.len());
-        self.fill(selected.iter().map(|selected| selected.key.clone()).collect())?;
+        self.fill(selected.iter().filter_map(|selected| self.records.position(&selected.key)).collect())?;
         for selected in &selected {
             let follow = selected.follow && selected.kind == RecordKind::Symlink && question.follow_links;
             let key = if follow { slashes_to_zeros(&selected.path) } else { selected.key.clone() };
@@ -427,7 +420,7 @@ impl<'a> ContentHash<'a> {
         let mut stack: Vec<Result<usize, usize>> = Vec::new();
         let mut last_matched: Option<Vec<u8>> = None;
         let resolved_path = zeros_to_slashes(&start);
-        for (key, record) in self.records.range(start.clone()..) {
+        for (key, record) in self.records.from(&start) {
             let full = zeros_to_slashes(key);
             if !(full == resolved_path || full.starts_with(&[&resolved_path[..], b"/"].concat())) {
                 // Siblings such as `a-b` sort between `a` and nothing of it, because 0 sorts first.
@@ -458,7 +451,7 @@ impl<'a> ContentHash<'a> {
             let parent = stack.last().map(path_of);
             let mut item = Selected {
                 path: name.clone(),
-                key: key.clone(),
+                key: key.to_vec(),
                 kind: record.kind,
                 included: false,
                 include: WalkState::default(),
@@ -573,92 +566,72 @@ impl<'a> ContentHash<'a> {
             rest.extend(reversed(link, b'/'));
         }
         let key = joined(&current);
-        Ok(self.records.contains_key(&key).then_some(key))
+        Ok(self.records.position(&key).map(|_| key))
     }
 
     fn checksum(&mut self, key: &[u8], follow_last: bool) -> Result<Digest, HashError> {
         let Some(key) = self.resolve(key, follow_last)? else {
             return Err(HashError::NotFound { path: path_buf(&zeros_to_slashes(key)) });
         };
+        let at = self.records.position(&key).expect("a key that was resolved is there");
         // First all files at once, then the directories above them.
-        let mut inside = [&key[..], &[0]].concat();
-        let mut missing = vec![key.clone()];
-        if self.records[&key].kind == RecordKind::Directory {
-            missing.extend(self.range_of(&inside).map(|(key, _)| key.clone()));
-        }
-        inside.clear();
-        self.fill(missing)?;
-        self.directory(&key)
-    }
-
-    fn range_of(&self, prefix: &[u8]) -> impl Iterator<Item = (&Key, &Record)> {
-        let prefix = prefix.to_vec();
-        self.records.range(prefix.clone()..).take_while(move |(key, _)| key.starts_with(&prefix))
+        let is_directory = self.records[at].kind == RecordKind::Directory;
+        self.fill(if is_directory { (at..self.records.end_of(at)).collect() } else { vec![at] })?;
+        Ok(Digest::from_sha256(self.directory(at)))
     }
 
     /// The digest of a record whose files are all hashed.
-    fn directory(&mut self, key: &[u8]) -> Result<Digest, HashError> {
-        if let Some(digest) = &self.records[key].digest {
-            return Ok(digest.clone());
+    fn directory(&mut self, at: usize) -> [u8; 32] {
+        if let Some(digest) = self.records[at].digest {
+            return digest;
         }
-        let header = [key, &[0]].concat();
-        let mut children = Vec::new();
-        let mut skip: Option<Key> = None;
-        for (inside, record) in self.range_of(&header) {
-            if skip.as_ref().is_some_and(|skip| inside.starts_with(skip)) {
-                continue;
-            }
-            if record.kind == RecordKind::Directory {
-                skip = Some([&inside[..], &[0]].concat());
-            }
-            children.push(inside.clone());
-        }
+        let length = self.records.key(at).len();
+        let children: Vec<usize> = self.records.children(at).collect();
         let mut hasher = Hasher::new();
         for child in children {
-            hasher.update(&child[key.len()..]);
-            hasher.update(self.directory(&child)?.to_string().as_bytes());
+            let digest = Digest::from_sha256(self.directory(child));
+            hasher.update(&self.records.key(child)[length..]);
+            hasher.update(digest.to_string().as_bytes());
         }
-        let digest = hasher.finish();
-        if let Some(record) = self.records.get_mut(key) {
-            record.digest = Some(digest.clone());
-        }
-        Ok(digest)
+        let digest = hasher.finish().sha256_bytes().expect("that is what it hashes with");
+        self.records[at].digest = Some(digest);
+        digest
     }
 
     /// Hashes files, links and headers that have no digest yet, on all cores.
-    fn fill(&mut self, keys: Vec<Key>) -> Result<(), HashError> {
+    fn fill(&mut self, mut todo: Vec<usize>) -> Result<(), HashError> {
         let records = &self.records;
-        let todo: Vec<Key> = keys
-            .into_iter()
-            .filter(|key| {
-                records.get(key).is_some_and(|record| record.digest.is_none() && record.kind != RecordKind::Directory)
-            })
-            .collect();
+        todo.retain(|at| records[*at].digest.is_none() && records[*at].kind != RecordKind::Directory);
         let (view, index) = (self.view, self.index);
-        let some = |keys: &[Key]| {
+        let some = |positions: &[usize]| {
             let mut reader = Reader { view, index, dir: None, buffer: Vec::new() };
-            let digests = keys.iter().map(|key| {
+            let digests = positions.iter().map(|at| {
+                let key = records.key(*at);
                 let plain = key.strip_suffix(&[0]).unwrap_or(key);
                 let path = path_buf(zeros_to_slashes(plain).strip_prefix(b"/").unwrap_or_default());
-                reader.digest(&path, &records[key].metadata).map_err(|error| gone(error, &path))
+                let listed = &records[*at].metadata;
+                let (digest, metadata) = reader.digest(&path, listed).map_err(|error| gone(error, &path))?;
+                Ok((digest.sha256_bytes(), (metadata != *listed).then(|| Box::new(metadata))))
             });
             digests.collect::<Result<Vec<_>, HashError>>()
         };
         // Waking other threads for a handful of files takes longer than reading them.
-        let done: Vec<Vec<(Digest, Metadata)>> = if todo.len() <= TOGETHER {
+        let done: Vec<Vec<Done>> = if todo.len() <= TOGETHER {
             vec![some(&todo)?]
         } else {
             todo.par_chunks(TOGETHER).map(some).collect::<Result<_, HashError>>()?
         };
-        for (key, (digest, metadata)) in todo.iter().zip(done.into_iter().flatten()) {
-            if let Some(record) = self.records.get_mut(key) {
-                record.digest = Some(digest);
-                record.metadata = metadata;
-            }
+        for (at, (digest, changed)) in todo.into_iter().zip(done.into_iter().flatten()) {
+            let record = &mut self.records[at];
+            record.digest = digest;
+            record.metadata = changed.map_or(record.metadata, |metadata| *metadata);
         }
         Ok(())
     }
 }
+
+/// The digest of a file, and what it is if that is not what was listed.
+type Done = (Option<[u8; 32]>, Option<Box<Metadata>>);
 
 /// What was found, and is not there any more, changed.
 fn gone(error: HashError, path: &Path) -> HashError {
@@ -910,7 +883,8 @@ mod tests {
         let view = View::context(tree).with_filter(&root);
         let mut hash = ContentHash::new(view, None).unwrap();
         // A snapshot's root has a header of its own.
-        hash.records.get_mut(&[0][..]).unwrap().digest = None;
+        let root = hash.records.position(&[0]).unwrap();
+        hash.records[root].digest = None;
         match hash.digest(question) {
             Ok(digest) => digest.to_string(),
             Err(error) => error.to_string(),

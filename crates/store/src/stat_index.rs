@@ -254,7 +254,7 @@ impl Index for StatIndex {
         if !same_device || too_long || nanoseconds(metadata.ctime) + i128::from(margin) > self.opened {
             return;
         }
-        let Some(digest) = raw(digest) else { return };
+        let Some(digest) = digest.sha256_bytes() else { return };
         let row = (path.to_owned(), State::of(metadata), digest);
         self.learnt.lock().unwrap_or_else(PoisonError::into_inner).push(row);
     }
@@ -273,19 +273,6 @@ fn nanoseconds(time: Time) -> i128 {
 fn now() -> i128 {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     i128::try_from(since.as_nanos()).unwrap_or(i128::MAX)
-}
-
-/// The bytes of a SHA-256 digest.
-fn raw(digest: &Digest) -> Option<[u8; 32]> {
-    let mut bytes = [0; 32];
-    let hex = digest.hex();
-    if hex.len() != 64 {
-        return None;
-    }
-    for (byte, at) in bytes.iter_mut().zip((0..64).step_by(2)) {
-        *byte = u8::from_str_radix(hex.get(at..at + 2)?, 16).ok()?;
-    }
-    Some(bytes)
 }
 
 /// Writes rows: each path is the number of bytes that it shares with the one before, and the rest.
