@@ -702,17 +702,19 @@ impl Reader<'_> {
                 Some(file) => file,
                 None => &self.view.open_file(path)?,
             };
-            let before = hasher.size_bytes();
             self.buffer.resize(BUFFER, 0);
-            loop {
-                match file.read(&mut self.buffer) {
-                    Ok(0) => break,
-                    Ok(got) => hasher.update(&self.buffer[..got]),
+            let mut left = stat.size;
+            while left > 0 {
+                let want = usize::try_from(left).unwrap_or(BUFFER).min(BUFFER);
+                match file.read(&mut self.buffer[..want]) {
+                    Ok(0) => return Err(changed()),
+                    Ok(got) => {
+                        hasher.update(&self.buffer[..got]);
+                        left -= got as u64;
+                    }
+                    Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
                     Err(source) => return Err(HashError::Read { path: path.to_owned(), source }),
                 }
-            }
-            if hasher.size_bytes() - before != stat.size {
-                return Err(changed());
             }
         }
         if stat.kind == Kind::File || self.index.is_some() {
