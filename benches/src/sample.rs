@@ -1,81 +1,126 @@
-//! One command, measured: wall time, CPU seconds, and the most memory that it and its daemon had at once.
+//! One measurement: wall time, CPU seconds, and the most memory that commands and their daemon had at once.
 
+use std::collections::BTreeSet;
 use std::fs;
+use std::io::Read as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
+use serde::{Deserialize, Serialize};
 
-/// So often is looked how much memory there is.
+/// So often is looked how much memory there is; what ends within milliseconds is looked at more often.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
+const LOOK_OFTEN: Duration = Duration::from_millis(1);
 
 /// One measurement.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Sample {
-    /// From the start of the command to its end.
+    /// From the start of the first command to the end of the last.
     pub(crate) wall: Duration,
-    /// Of the command, its children and its daemon.
+    /// Of the commands, their children and their daemon.
     pub(crate) cpu: Duration,
     /// The most that the resident memory of all of them came to, where it was asked for.
     pub(crate) memory_bytes: Option<u64>,
+    /// What the builder keeps afterwards, where the row asks for it.
+    #[serde(default)]
+    pub(crate) disk_bytes: Option<u64>,
+    /// The size of the file that was written.
+    #[serde(default)]
+    pub(crate) archive_bytes: Option<u64>,
+    /// What `gzip -1` makes of the same files.
+    #[serde(default)]
+    pub(crate) gzip_bytes: Option<u64>,
+}
+
+/// The commands of one measurement.
+pub(crate) enum Commands {
+    InTurn(Vec<Command>),
+    AtOnce(Vec<Command>),
+}
+
+/// Whether memory is watched; that costs a few hundredths of a processor, which are not the command's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Watch {
+    No,
+    /// For commands that take a while.
+    Memory,
+    /// For short ones, whose time is then not counted.
+    OnlyMemory,
 }
 
 impl Sample {
-    /// Runs `command` and measures it together with its `daemon`.
+    /// Runs `commands` and measures them together with their `daemon`.
     ///
     /// # Errors
-    /// When the command fails.
-    pub(crate) fn of(command: &mut Command, daemon: Option<u32>) -> Result<Sample> {
-        Self::measure(command, daemon, false)
-    }
-
-    /// The same, watching memory meanwhile; that costs a few hundredths of a processor, which are not the command's.
-    ///
-    /// # Errors
-    /// When the command fails.
-    pub(crate) fn with_memory(command: &mut Command, daemon: Option<u32>) -> Result<Sample> {
-        Self::measure(command, daemon, true)
-    }
-
-    fn measure(command: &mut Command, daemon: Option<u32>, memory: bool) -> Result<Sample> {
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    /// When one of them fails.
+    pub(crate) fn of(commands: Commands, daemon: Option<u32>, watch: Watch) -> Result<Sample> {
         let used = || -> Result<Duration> { Ok(cpu_of_children()? + daemon.map_or(Ok(Duration::ZERO), cpu_of_tree)?) };
         let before = used()?;
+        let roots = Mutex::new(daemon.into_iter().collect::<BTreeSet<u32>>());
         let start = Instant::now();
-        let child = command.spawn().with_context(|| format!("cannot run {command:?}"))?;
-        let roots: Vec<u32> = daemon.into_iter().chain([child.id()]).collect();
         let (result, wall, memory_bytes) = thread::scope(|scope| {
             let (ended, end) = mpsc::channel::<()>();
-            let watcher = memory.then(|| scope.spawn(move || watch(&roots, &end)));
-            let result = child.wait_with_output();
+            let watcher = (watch != Watch::No).then(|| {
+                let every = if watch == Watch::Memory { LOOK_EVERY } else { LOOK_OFTEN };
+                let roots = &roots;
+                scope.spawn(move || most_memory(roots, every, &end))
+            });
+            let result = match commands {
+                Commands::InTurn(commands) => commands.into_iter().try_for_each(|command| run(command, &roots)),
+                Commands::AtOnce(commands) => {
+                    let running: Vec<_> =
+                        commands.into_iter().map(|command| scope.spawn(|| run(command, &roots))).collect();
+                    running.into_iter().map(|thread| thread.join().expect("`run` does not panic")).collect()
+                }
+            };
             let wall = start.elapsed();
             drop(ended);
             (result, wall, watcher.and_then(|watcher| watcher.join().ok()))
         });
-        let result = result?;
-        if !result.status.success() {
-            bail!("{command:?} failed ({}):\n{}", result.status, String::from_utf8_lossy(&result.stderr));
-        }
-        Ok(Sample { wall, cpu: used()?.saturating_sub(before), memory_bytes })
+        result?;
+        Ok(Sample { wall, cpu: used()?.saturating_sub(before), memory_bytes, ..Sample::default() })
     }
 }
 
+/// Runs one command, whose process is one of the `roots` meanwhile.
+fn run(mut command: Command, roots: &Mutex<BTreeSet<u32>>) -> Result<()> {
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut child = command.spawn().with_context(|| format!("cannot run {command:?}"))?;
+    let pid = child.id();
+    let roots = || roots.lock().unwrap_or_else(PoisonError::into_inner);
+    roots().insert(pid);
+    let mut talk = Vec::new();
+    let read = child.stderr.take().map(|mut stderr| stderr.read_to_end(&mut talk));
+    let status = child.wait();
+    roots().remove(&pid);
+    read.transpose()?;
+    let status = status?;
+    if !status.success() {
+        bail!("{command:?} failed ({status}):\n{}", String::from_utf8_lossy(&talk));
+    }
+    Ok(())
+}
+
 /// The most memory that the trees of `roots` had together, until the other end of `end` is dropped.
-fn watch(roots: &[u32], end: &mpsc::Receiver<()>) -> u64 {
+fn most_memory(roots: &Mutex<BTreeSet<u32>>, every: Duration, end: &mpsc::Receiver<()>) -> u64 {
     let mut most = 0;
     loop {
-        most = most.max(resident_bytes(roots));
-        if end.recv_timeout(LOOK_EVERY) != Err(RecvTimeoutError::Timeout) {
+        let now: Vec<u32> = roots.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect();
+        most = most.max(resident_bytes(now));
+        if end.recv_timeout(every) != Err(RecvTimeoutError::Timeout) {
             return most;
         }
     }
 }
 
 /// The resident memory of some processes and all below them. Whatever ends meanwhile has none.
-fn resident_bytes(roots: &[u32]) -> u64 {
-    let mut wanted = roots.to_vec();
+fn resident_bytes(mut wanted: Vec<u32>) -> u64 {
     let mut total = 0;
     while let Some(pid) = wanted.pop() {
         let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
@@ -130,4 +175,26 @@ fn cpu_of_tree(root: u32) -> Result<Duration> {
         }
     }
     Ok(ticks(total))
+}
+
+/// What a folder takes on the disk; a file with several names counts once, and what is mounted below is not looked at.
+pub(crate) fn disk_bytes(dir: &Path) -> Result<u64> {
+    let device = fs::metadata(dir).with_context(|| format!("cannot read `{}`", dir.display()))?.dev();
+    let mut seen = BTreeSet::new();
+    let mut total = 0;
+    let mut folders = vec![dir.to_path_buf()];
+    while let Some(folder) = folders.pop() {
+        // A daemon may remove files meanwhile.
+        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+            let Ok(metadata) = entry.metadata() else { continue };
+            if metadata.dev() != device || !seen.insert(metadata.ino()) {
+                continue;
+            }
+            total += metadata.blocks() * 512;
+            if metadata.is_dir() {
+                folders.push(entry.path());
+            }
+        }
+    }
+    Ok(total)
 }

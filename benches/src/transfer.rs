@@ -6,8 +6,8 @@
 use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
-use std::fs::{self, File};
-use std::io::{BufWriter, Read as _, Write as _};
+use std::fs;
+use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -17,8 +17,10 @@ use anyhow::{Context as _, Result, ensure};
 use build_engine_testkit::peers::{Peers, output};
 use build_engine_testkit::registry::{Access, RealRegistry};
 
-use crate::sample::Sample;
-use crate::table::Row;
+use crate::builder::{Builders, Tool, remove_storage};
+use crate::content::Random;
+use crate::results::{Cell, Group, Row};
+use crate::sample::{Commands, Sample, Watch};
 
 /// The tools, in the order of the table.
 pub(crate) const TOOLS: &[&str] = &["build-engine", "docker", "skopeo", "buildah"];
@@ -43,7 +45,7 @@ const NAME: &str = "localhost/build-engine-bench:1";
 const REPOSITORY: &str = "build-engine-bench";
 
 /// The rows, in their order.
-const ROWS: [&str; 4] = ["P1", "P2", "P3", "P4"];
+pub(crate) const ROWS: [&str; 4] = ["P1", "P2", "P3", "P4"];
 
 /// Whether a row is one of these.
 pub(crate) fn are_wanted(wanted: impl Fn(&str) -> bool) -> bool {
@@ -52,14 +54,13 @@ pub(crate) fn are_wanted(wanted: impl Fn(&str) -> bool) -> bool {
 
 /// Makes the image and measures the rows, those that are wanted.
 pub(crate) fn rows(
-    binary: &Path,
-    peers: &Peers,
-    base: &Path,
+    builders: &Builders,
     dir: &Path,
     repetitions: usize,
     wanted: impl Fn(&str) -> bool,
 ) -> Result<Vec<Row>> {
-    let tools = Tools { binary, peers, dir, layers: BTreeSet::new() }.with_image(base)?;
+    let (binary, peers) = (&builders.binary, &builders.peers);
+    let tools = Tools { binary, peers, dir, layers: BTreeSet::new() }.with_image(&builders.base)?;
     let [push, again, pull, unpack] = ROWS.map(&wanted);
     let mut rows = Vec::new();
     if push || again {
@@ -69,7 +70,7 @@ pub(crate) fn rows(
     if pull || unpack {
         rows.extend(tools.pulls(repetitions)?);
     }
-    rows.retain(|row| wanted(row.id));
+    rows.retain(|row| wanted(&row.id));
     Ok(rows)
 }
 
@@ -88,13 +89,9 @@ impl Tools<'_> {
         let context = self.dir.join("image");
         // Docker fetches no layer that it has unpacked before: this image shares none with others, the lowest included.
         let mut dockerfile = "FROM scratch\n".to_owned();
-        let mut random = Random(0x9e37_79b9_7f4a_7c15);
+        let mut random = Random::new(0);
         for layer in 0..LAYERS {
-            fs::create_dir_all(context.join(layer.to_string()))?;
-            for file in 0..FILES_PER_LAYER {
-                let path = context.join(format!("{layer}/{file}"));
-                if file % 2 == 0 { random.noise(&path)? } else { random.text(&path)? }
-            }
+            random.big_files(&context.join(layer.to_string()), FILES_PER_LAYER, FILE_BYTES)?;
             writeln!(dockerfile, "COPY {layer} /data/{layer}")?;
         }
         dockerfile.push_str("COPY --from=base / /\n");
@@ -138,12 +135,12 @@ impl Tools<'_> {
                 if index == DOCKER {
                     output(self.peers.docker().args(["tag", NAME, &name]))?;
                 }
-                let first = self.sample(index, &mut self.push(index, &name))?;
+                let first = self.sample(index, self.push(index, &name))?;
                 // The config is a blob, too.
                 registry
                     .wait(|lines| uploads(lines) > self.layers.len())
                     .with_context(|| format!("{tool} did not push every blob"))?;
-                let second = self.sample(index, &mut self.push(index, &name))?;
+                let second = self.sample(index, self.push(index, &name))?;
                 let uploads = uploads(&registry.requests()?);
                 ensure!(uploads == 0 || index != BUILD_ENGINE, "{tool} pushed {uploads} blobs once more");
                 if index == DOCKER {
@@ -156,7 +153,7 @@ impl Tools<'_> {
                 }
             }
         }
-        Ok(vec![Row { id: "P1", title: PUSH, samples: cold }, Row { id: "P2", title: PUSH_AGAIN, samples: again }])
+        Ok(vec![row("P1", PUSH, cold), row("P2", PUSH_AGAIN, again)])
     }
 
     fn pulls(&self, repetitions: usize) -> Result<Vec<Row>> {
@@ -165,15 +162,18 @@ impl Tools<'_> {
         let context = self.dir.join("unpack");
         fs::create_dir_all(&context)?;
         fs::write(context.join("Dockerfile"), format!("FROM {name}\nRUN true\n"))?;
-        let mut build = self.build_engine("empty");
-        build.args(["build", "--progress=quiet", "--network=none", "--tag=bench"]).arg(&context);
+        let build = || {
+            let mut build = self.build_engine("empty");
+            build.args(["build", "--progress=quiet", "--network=none", "--tag=bench"]).arg(&context);
+            build
+        };
 
         let mut blobs = vec![Vec::new(); TOOLS.len()];
         let mut unpacked = blobs.clone();
         for round in 0..=repetitions {
             for (index, tool) in TOOLS.iter().enumerate() {
                 progress("P3, P4", round, tool);
-                let cold = |command: &mut Command| -> Result<Sample> {
+                let cold = |command: Command| -> Result<Sample> {
                     registry.requests()?;
                     let sample = self.sample(index, command)?;
                     let fetched = |layer: &String, lines: &[String]| {
@@ -185,8 +185,8 @@ impl Tools<'_> {
                     self.empty(index, &name)?;
                     Ok(sample)
                 };
-                let pulled = cold(&mut self.pull(index, &name))?;
-                let built = if index == BUILD_ENGINE { Some(cold(&mut build)?) } else { None };
+                let pulled = cold(self.pull(index, &name))?;
+                let built = if index == BUILD_ENGINE { Some(cold(build())?) } else { None };
                 if round == 0 {
                     continue;
                 }
@@ -199,7 +199,7 @@ impl Tools<'_> {
                 }
             }
         }
-        Ok(vec![Row { id: "P3", title: PULL, samples: blobs }, Row { id: "P4", title: UNPACK, samples: unpacked }])
+        Ok(vec![row("P3", PULL, blobs), row("P4", UNPACK, unpacked)])
     }
 
     fn push(&self, index: usize, name: &str) -> Command {
@@ -228,11 +228,11 @@ impl Tools<'_> {
         }
     }
 
-    fn sample(&self, index: usize, command: &mut Command) -> Result<Sample> {
+    fn sample(&self, index: usize, command: Command) -> Result<Sample> {
         // What the one before has written is not to be waited for by the next.
         output(&mut Command::new("sync"))?;
         let daemon = if index == DOCKER { self.peers.dockerd() } else { None };
-        Sample::with_memory(command, daemon)
+        Sample::of(Commands::InTurn(vec![command]), daemon, Watch::Memory)
     }
 
     /// Takes away what a pull has brought.
@@ -296,6 +296,17 @@ impl Drop for Tools<'_> {
     }
 }
 
+/// The row of some samples, by tool; a tool without any cannot do it.
+fn row(id: &str, title: &str, samples: Vec<Vec<Sample>>) -> Row {
+    let cells = TOOLS.iter().zip(samples).filter(|(_, samples)| !samples.is_empty()).map(|(name, samples)| {
+        let memory_bytes = samples.iter().filter_map(|sample| sample.memory_bytes).max();
+        let tool = (*name == TOOLS[BUILD_ENGINE]).then_some(Tool::BuildEngine);
+        Cell { name: (*name).to_owned(), tool, samples, memory_bytes, note: None }
+    });
+    let (id, title) = (id.to_owned(), title.to_owned());
+    Row { id, title, group: Group::Transfers, size: None, run: 0, cells: cells.collect() }
+}
+
 fn with(mut command: Command, args: &[&str]) -> Command {
     command.args(args);
     command
@@ -304,19 +315,6 @@ fn with(mut command: Command, args: &[&str]) -> Command {
 #[allow(clippy::print_stderr, reason = "a program for people")]
 fn progress(rows: &str, round: usize, tool: &str) {
     eprintln!("{rows}: round {round}, {tool}");
-}
-
-/// Removes a folder in which buildah has its storage, which it leaves mounted upon itself.
-fn remove_storage(dir: &Path) -> Result<()> {
-    let mounted = dir.join("root/overlay");
-    let mounts = fs::read_to_string("/proc/self/mounts")?;
-    if mounts.lines().any(|line| line.split(' ').nth(1) == mounted.to_str()) {
-        output(Command::new("umount").arg(&mounted))?;
-    }
-    if dir.exists() {
-        fs::remove_dir_all(dir)?;
-    }
-    Ok(())
 }
 
 /// A registry whose log is read bit by bit.
@@ -359,39 +357,4 @@ impl Watched {
 /// How many blobs were uploaded.
 fn uploads(lines: &[String]) -> usize {
     lines.iter().filter(|line| line.contains(&format!("PUT /v2/{REPOSITORY}/blobs/uploads/"))).count()
-}
-
-/// The same numbers in every run (xorshift64).
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-
-    /// Writes a file that cannot be compressed.
-    fn noise(&mut self, path: &Path) -> Result<()> {
-        let mut file = BufWriter::new(File::create(path)?);
-        for _ in 0..FILE_BYTES / 8 {
-            file.write_all(&self.next().to_le_bytes())?;
-        }
-        Ok(file.flush()?)
-    }
-
-    /// Writes a file of words, which gzip makes three to four times smaller.
-    fn text(&mut self, path: &Path) -> Result<()> {
-        let words: Vec<String> = (0..256).map(|_| format!("{:x} ", self.next() >> (40 - self.next() % 24))).collect();
-        let mut file = BufWriter::new(File::create(path)?);
-        let mut left = FILE_BYTES;
-        while left > 0 {
-            let word = words[self.next() as usize % words.len()].as_bytes();
-            let word = &word[..word.len().min(left)];
-            file.write_all(word)?;
-            left -= word.len();
-        }
-        Ok(file.flush()?)
-    }
 }
