@@ -6,7 +6,8 @@
 #   make conformance   compare with BuildKit; writes docs/conformance.md when all is equal
 #   make check    formatting, lints, documentation, dependencies
 #   make fuzz     the parser, expansion and ignore files with random input, FUZZ_SECONDS each
-#   make bench    compare with BuildKit, docker, skopeo and buildah; writes docs/benchmarks.md
+#   make bench    compare with BuildKit, docker, skopeo, buildah and podman; writes docs/benchmarks.md
+#   make bench-growth, bench-micro   the same at 500,000 files; the parts of a build by themselves
 #   make dist     a static binary in dist/
 #   make peers    install and start the builders that tests compare with (`make peers-stop` ends them)
 #   make clean    remove what was built
@@ -14,7 +15,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help build demo test conformance packages test-crates test-whole check deny fuzz bench dist peers peers-stop clean
+.PHONY: help build demo test conformance packages test-crates test-whole check deny fuzz bench bench-growth bench-micro dist peers peers-stop clean
 
 TRIPLE := $(shell uname -m)-unknown-linux-gnu
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
@@ -92,7 +93,16 @@ fuzz:
 
 bench: packages build
 	$(AS_ROOT) testkit/peers.sh start
-	cargo run --release --locked -p build-engine-bench -- --binary $(BINARY) --write docs/benchmarks.md
+	cargo run --release --locked -p build-engine-bench -- --binary $(BINARY) --merge --write
+
+# What grows to half a million files. Takes long.
+bench-growth: packages build
+	$(AS_ROOT) testkit/peers.sh start
+	cargo run --release --locked -p build-engine-bench -- --binary $(BINARY) --growth --merge --write
+
+# The parts of a build by themselves.
+bench-micro:
+	cargo bench --locked -p build-engine-bench
 
 dist: build
 	mkdir -p dist

@@ -205,9 +205,7 @@ impl Builders {
     fn base_layout(&self, build: &Build<'_>) -> Result<String> {
         let layout = match build.platforms {
             None => &self.base,
-            Some(_) => {
-                self.foreign.as_ref().ok_or_else(|| Cannot("no base image for several platforms".to_owned()))?
-            }
+            Some(_) => self.foreign.as_ref().ok_or_else(|| Cannot("no base image for several platforms".to_owned()))?,
         };
         Ok(format!("base=oci-layout://{}:latest", layout.display()))
     }

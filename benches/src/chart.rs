@@ -71,7 +71,8 @@ fn escape(text: &str) -> String {
 fn legend(svg: &mut String, names: &[&str], y: f64) {
     let mut x = 10.0;
     for name in names {
-        let _ = writeln!(svg, "<rect x=\"{x}\" y=\"{}\" width=\"12\" height=\"12\" fill=\"{}\"/>", y - 10.0, colour(name));
+        let _ =
+            writeln!(svg, "<rect x=\"{x}\" y=\"{}\" width=\"12\" height=\"12\" fill=\"{}\"/>", y - 10.0, colour(name));
         let _ = writeln!(svg, "<text x=\"{}\" y=\"{y}\">{}</text>", x + 17.0, escape(name));
         x += 40.0 + 7.0 * name.len() as f64;
     }
@@ -98,7 +99,11 @@ pub(crate) fn bars(rows: &[&Row]) -> String {
         }
     }
     legend(&mut svg, &names, 16.0);
-    let _ = writeln!(svg, "<text x=\"{}\" y=\"16\" text-anchor=\"end\">│ goal · wall time, logarithmic</text>", WIDTH - 10.0);
+    let _ = writeln!(
+        svg,
+        "<text x=\"{}\" y=\"16\" text-anchor=\"end\">│ goal · wall time, logarithmic</text>",
+        WIDTH - 10.0
+    );
     for tick in scale.ticks() {
         let x = scale.at(tick);
         let _ = writeln!(svg, "<path d=\"M{x:.1} {} V{}\" stroke=\"{GRID}\"/>", TOP - 10.0, height - 16.0);
@@ -109,7 +114,12 @@ pub(crate) fn bars(rows: &[&Row]) -> String {
     for row in rows {
         let top = y;
         let middle = y + BAR * row.cells.len() as f64 / 2.0 + 4.0;
-        let _ = writeln!(svg, "<text x=\"{}\" y=\"{middle:.1}\" text-anchor=\"end\">{}</text>", LEFT - 8.0, escape(&row.id));
+        let _ = writeln!(
+            svg,
+            "<text x=\"{}\" y=\"{middle:.1}\" text-anchor=\"end\">{}</text>",
+            LEFT - 8.0,
+            escape(&row.id)
+        );
         for cell in &row.cells {
             let text_y = y + BAR - 3.0;
             match cell.wall() {
@@ -121,18 +131,29 @@ pub(crate) fn bars(rows: &[&Row]) -> String {
                         svg,
                         "<rect x=\"{LEFT}\" y=\"{y:.1}\" width=\"{width:.1}\" height=\"{thickness}\" fill=\"{colour}\"/>"
                     );
-                    let _ = writeln!(svg, "<text x=\"{:.1}\" y=\"{text_y:.1}\" font-size=\"11\">{}</text>", end + 5.0, show(wall));
+                    let _ = writeln!(
+                        svg,
+                        "<text x=\"{:.1}\" y=\"{text_y:.1}\" font-size=\"11\">{}</text>",
+                        end + 5.0,
+                        show(wall)
+                    );
                 }
                 None => {
                     let note = escape(cell.note.as_deref().unwrap_or("–"));
-                    let _ = writeln!(svg, "<text x=\"{}\" y=\"{text_y:.1}\" font-size=\"11\">{note}</text>", LEFT + 5.0);
+                    let _ =
+                        writeln!(svg, "<text x=\"{}\" y=\"{text_y:.1}\" font-size=\"11\">{note}</text>", LEFT + 5.0);
                 }
             }
             y += BAR;
         }
         if let Some(goal) = Goal::of(row).and_then(|goal| goal.wall) {
             let x = scale.at(goal.as_secs_f64());
-            let _ = writeln!(svg, "<path d=\"M{x:.1} {:.1} V{:.1}\" stroke=\"{TEXT}\" stroke-width=\"2\"/>", top - 3.0, y + 1.0);
+            let _ = writeln!(
+                svg,
+                "<path d=\"M{x:.1} {:.1} V{:.1}\" stroke=\"{TEXT}\" stroke-width=\"2\"/>",
+                top - 3.0,
+                y + 1.0
+            );
         }
         y += GAP;
     }
@@ -185,7 +206,8 @@ pub(crate) fn lines(title: &str, lines: &[Line]) -> String {
             .iter()
             .map(|(size, value)| format!("{:.1} {:.1}", across.at(*size as f64), up.at(*value)))
             .collect();
-        let _ = writeln!(svg, "<path d=\"M{}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"2\"/>", path.join(" L"));
+        let _ =
+            writeln!(svg, "<path d=\"M{}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"2\"/>", path.join(" L"));
         for (point, (_, value)) in path.iter().zip(&line.points) {
             let (x, y) = point.split_once(' ').expect("written with a space");
             let _ = writeln!(svg, "<circle cx=\"{x}\" cy=\"{y}\" r=\"3.5\" fill=\"{colour}\"/>");

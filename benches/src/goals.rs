@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::builder::Tool;
 use crate::page::{mebibytes, show};
-use crate::results::{Results, Row};
+use crate::results::{Cell, Results, Row};
 
 /// What a row has to come to; what is `None` or empty is not asked.
 pub(crate) struct Goal {
@@ -73,7 +73,7 @@ impl Goal {
             said.push(at_most(&show(wall), own.as_secs_f64() / wall.as_secs_f64()));
         }
         for (tool, times) in self.times {
-            if let Some(theirs) = row.cell(*tool).and_then(|cell| cell.wall()) {
+            if let Some(theirs) = row.cell(*tool).and_then(Cell::wall) {
                 let ratio = theirs.as_secs_f64() / own.as_secs_f64();
                 let verdict = if ratio >= *times { "met".to_owned() } else { format!("**{ratio:.1}×**") };
                 said.push(format!("≥ {times}× {}: {verdict}", tool.flag()));
@@ -86,10 +86,9 @@ impl Goal {
                 said.push(at_most(&format!("{times} × {other}"), ratio));
             }
         }
-        for (most, bytes, what) in [
-            (self.memory_mebibytes, cell.memory_bytes, "memory"),
-            (self.disk_mebibytes, cell.disk_bytes(), "disk"),
-        ] {
+        for (most, bytes, what) in
+            [(self.memory_mebibytes, cell.memory_bytes, "memory"), (self.disk_mebibytes, cell.disk_bytes(), "disk")]
+        {
             if let (Some(most), Some(bytes)) = (most, bytes) {
                 said.push(at_most(&format!("{most} MiB {what}"), bytes as f64 / (most << 20) as f64));
             }
@@ -110,19 +109,24 @@ fn at_most(what: &str, ratio: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::results::{Cell, Group};
+    use crate::results::Group;
     use crate::sample::Sample;
 
     fn cell(tool: Tool, millis: u64) -> Cell {
         let sample = Sample { wall: Duration::from_millis(millis), ..Sample::default() };
-        Cell { name: tool.to_string(), tool: Some(tool), samples: vec![sample], memory_bytes: Some(90 << 20), note: None }
+        Cell {
+            name: tool.to_string(),
+            tool: Some(tool),
+            samples: vec![sample],
+            memory_bytes: Some(90 << 20),
+            note: None,
+        }
     }
 
     #[test]
     fn each_part_of_a_goal_is_judged_by_itself() {
         let cells = vec![cell(Tool::BuildEngine, 24), cell(Tool::Buildx, 480)];
-        let row =
-            Row { id: "W1".to_owned(), title: String::new(), group: Group::Workloads, size: None, run: 0, cells };
+        let row = Row { id: "W1".to_owned(), title: String::new(), group: Group::Workloads, size: None, run: 0, cells };
         let said = Goal::of(&row).expect("W1 has a goal").judge(&row, &Results::default());
         assert_eq!(said, ["≤ 12.0 ms: **2.00× that**", "≥ 15× buildx: met", "≤ 60 MiB memory: **1.50× that**"]);
     }

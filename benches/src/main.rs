@@ -124,7 +124,8 @@ fn options() -> Result<Options> {
                 for name in peers.split(',') {
                     ensure!(Tool::ALL.iter().any(|tool| tool.flag() == name), "no builder is called `{name}`");
                 }
-                let wanted = |tool: &Tool| *tool == Tool::BuildEngine || peers.split(',').any(|name| name == tool.flag());
+                let wanted =
+                    |tool: &Tool| *tool == Tool::BuildEngine || peers.split(',').any(|name| name == tool.flag());
                 options.tools.retain(wanted);
             }
             "--results" => options.results = PathBuf::from(value()?),
@@ -240,7 +241,8 @@ fn measure(builders: &Builders, workload: &Workload, options: &Options) -> Resul
     let rows = workload.rows.iter().zip(cells).map(|((id, title), cells)| {
         let size = workload.size.map(|(what, count)| (what.to_owned(), count as u64));
         // The second row of a pair is another question.
-        let size = size.map(|(what, count)| (if id.ends_with("-again") { format!("no-op re{what}") } else { what }, count));
+        let size =
+            size.map(|(what, count)| (if id.ends_with("-again") { format!("no-op re{what}") } else { what }, count));
         Row { id: id.clone(), title: title.clone(), group: workload.group, size, run: 0, cells }
     });
     Ok(rows.collect())

@@ -101,7 +101,8 @@ fn runs(text: &mut String, results: &Results) {
     for (index, run) in results.runs.iter().enumerate() {
         let quick = if run.quick { " **With `--quick`: these are no measurements.**" } else { "" };
         let ids: Vec<&str> = results.rows.iter().filter(|row| row.run == index).map(|row| row.id.as_str()).collect();
-        let rows = if results.runs.len() == 1 { "Measured".to_owned() } else { format!("{}: measured", ids.join(", ")) };
+        let rows =
+            if results.runs.len() == 1 { "Measured".to_owned() } else { format!("{}: measured", ids.join(", ")) };
         let _ = writeln!(text, "{rows} {} on {} with {}.{quick}\n", run.time, run.machine, run.versions.join("; "));
     }
     text.truncate(text.trim_end().len());
@@ -110,7 +111,11 @@ fn runs(text: &mut String, results: &Results) {
 
 fn table(text: &mut String, results: &Results, rows: &[&Row], goals: bool) {
     text.push_str("| | what | builder | wall | CPU | memory | times build-engine |");
-    text.push_str(if goals { " goal |\n|---|---|---|---|---|---|---|---|\n" } else { "\n|---|---|---|---|---|---|---|\n" });
+    text.push_str(if goals {
+        " goal |\n|---|---|---|---|---|---|---|---|\n"
+    } else {
+        "\n|---|---|---|---|---|---|---|\n"
+    });
     for row in rows {
         let own = row.cell(Tool::BuildEngine).and_then(Cell::wall);
         for (index, cell) in row.cells.iter().enumerate() {

@@ -173,8 +173,11 @@ mod tests {
     fn a_newer_run_replaces_its_rows_alone() {
         let mut all = results("one", &[("W1", 1), ("W2", 2)]);
         all.merge(results("two", &[("W2", 3), ("W3", 4)]));
-        let seen: Vec<_> =
-            all.rows.iter().map(|row| (row.id.as_str(), all.runs[row.run].time.as_str(), row.cells[0].wall())).collect();
+        let seen: Vec<_> = all
+            .rows
+            .iter()
+            .map(|row| (row.id.as_str(), all.runs[row.run].time.as_str(), row.cells[0].wall()))
+            .collect();
         let millis = |millis| Some(Duration::from_millis(millis));
         assert_eq!(seen, [("W1", "one", millis(1)), ("W2", "two", millis(3)), ("W3", "two", millis(4))]);
         all.merge(results("three", &[("W1", 5)]));

@@ -3,7 +3,7 @@
 //! All move one image of 1 GiB, made here, through Debian's `docker-registry` on the loopback address, over plain HTTP.
 //! Whether a sample measured what it says is read from the registry's log: a pull that fetched no layer was not cold.
 
-use std::cell::Cell;
+use std::cell;
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs;
@@ -320,12 +320,12 @@ fn progress(rows: &str, round: usize, tool: &str) {
 /// A registry whose log is read bit by bit.
 struct Watched {
     real: RealRegistry,
-    read: Cell<usize>,
+    read: cell::Cell<usize>,
 }
 
 impl Watched {
     fn new(real: RealRegistry) -> Self {
-        Self { real, read: Cell::new(0) }
+        Self { real, read: cell::Cell::new(0) }
     }
 
     /// Asks for something, and returns what was logged since the last call: all of it when the answer had been read

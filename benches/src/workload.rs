@@ -29,8 +29,13 @@ pub(crate) struct Workload {
     /// Whether it takes so long that it has to be asked for.
     pub(crate) slow: bool,
     /// Prepares and measures; one sample for each row.
-    pub(crate) measure: Box<dyn Fn(&Turn<'_>) -> Result<Vec<Result<Sample, Cannot>>>>,
+    pub(crate) measure: Box<Measure>,
 }
+
+type Measure = dyn Fn(&Turn<'_>) -> Result<Vec<Figure>>;
+
+/// A measurement, or why there is none.
+type Figure = Result<Sample, Cannot>;
 
 /// One builder's turn in one round. Round 0 warms up.
 pub(crate) struct Turn<'a> {
@@ -79,15 +84,20 @@ pub(crate) fn all(sizes: &Sizes) -> Vec<Workload> {
             let context = turn.once("context", twelve_instructions)?;
             turn.build(&Build::of(&context))
         }),
-        no_op("W2", format!("no-op rebuild, `COPY . /src` of {files} files ({megabytes} MB)"), files),
+        no_op("W2", &format!("no-op rebuild, `COPY . /src` of {files} files ({megabytes} MB)"), files),
         one("W3", &format!("the same with one file changed ({files} files)"), true, move |turn| {
             let context = turn.once("context", |dir| small_files(dir, files, turn.seed(0), "COPY . /src\n"))?;
             let text = format!("{} {}\n", turn.run, turn.round).repeat(200);
             fs::write(context.join("d0003/f000333"), text)?;
             turn.build(&Build::of(&context))
         }),
-        cold("W4", format!("cold, `COPY . /src` of {files} files ({megabytes} MB), no step needs the tree"), files, false),
-        cold("W4-tree", format!("the same, and a `RUN` that needs it ({files} files)"), files, true),
+        cold(
+            "W4",
+            &format!("cold, `COPY . /src` of {files} files ({megabytes} MB), no step needs the tree"),
+            files,
+            false,
+        ),
+        cold("W4-tree", &format!("the same, and a `RUN` that needs it ({files} files)"), files, true),
         one("W5", "30 trivial RUN steps on a warm base", false, |turn| steps(turn, 30)),
         one("W5-1", "one trivial RUN step on a warm base", false, |turn| steps(turn, 1)),
         one("W6", "16 independent stages that each sleep 0.5 s", false, |turn| {
@@ -104,8 +114,14 @@ pub(crate) fn all(sizes: &Sizes) -> Vec<Workload> {
             })?;
             turn.build(&Build::of(&context))
         }),
-        archive("W7", format!("`COPY` of {total_mebibytes} MiB (half incompressible) to an OCI archive, gzip"), count, bytes, "gzip"),
-        archive("W7z", "the same, zstd".to_owned(), count, bytes, "zstd"),
+        archive(
+            "W7",
+            &format!("`COPY` of {total_mebibytes} MiB (half incompressible) to an OCI archive, gzip"),
+            count,
+            bytes,
+            "gzip",
+        ),
+        archive("W7z", "the same, zstd", count, bytes, "zstd"),
         one("W8", "amd64 and emulated arm64, one RUN each, to an OCI archive", false, emulated),
         push(total_mebibytes, count, bytes),
         Workload { size: Some((AT_ONCE, 8)), ..at_once("W10", 8) },
@@ -114,11 +130,11 @@ pub(crate) fn all(sizes: &Sizes) -> Vec<Workload> {
         at_once("B32", 32),
     ];
     if files == 50_000 {
-        all.push(Workload { group: Group::Growth, ..no_op("G2-5k", "W2 with 5,000 files".to_owned(), 5_000) });
-        all.push(Workload { group: Group::Growth, ..cold("G4-5k", "W4 with 5,000 files".to_owned(), 5_000, false) });
+        all.push(Workload { group: Group::Growth, ..no_op("G2-5k", "W2 with 5,000 files", 5_000) });
+        all.push(Workload { group: Group::Growth, ..cold("G4-5k", "W4 with 5,000 files", 5_000, false) });
         let own: &[Tool] = &[Tool::BuildEngine];
-        let no_op = no_op("G2-500k", "W2 with 500,000 files (2 GB)".to_owned(), 500_000);
-        let cold = cold("G4-500k", "W4 with 500,000 files (2 GB)".to_owned(), 500_000, false);
+        let no_op = no_op("G2-500k", "W2 with 500,000 files (2 GB)", 500_000);
+        let cold = cold("G4-500k", "W4 with 500,000 files (2 GB)", 500_000, false);
         all.extend([no_op, cold].map(|workload| Workload { group: Group::Growth, slow: true, tools: own, ..workload }));
     }
     all.extend([1, 20, 100].map(layers));
@@ -141,16 +157,16 @@ fn one(id: &str, title: &str, heavy: bool, measure: impl Fn(&Turn<'_>) -> Result
     }
 }
 
-fn no_op(id: &str, title: String, files: usize) -> Workload {
-    let workload = one(id, &title, true, move |turn| {
+fn no_op(id: &str, title: &str, files: usize) -> Workload {
+    let workload = one(id, title, true, move |turn| {
         let context = turn.once("context", |dir| small_files(dir, files, turn.seed(0), "COPY . /src\n"))?;
         turn.build(&Build::of(&context))
     });
     Workload { size: Some((NO_OP, files)), ..workload }
 }
 
-fn cold(id: &str, title: String, files: usize, tree: bool) -> Workload {
-    let workload = one(id, &title, true, move |turn| {
+fn cold(id: &str, title: &str, files: usize, tree: bool) -> Workload {
+    let workload = one(id, title, true, move |turn| {
         let steps = if tree { "COPY . /src\nRUN test -e /src/d0000\n" } else { "COPY . /src\n" };
         // No folder is removed before the end: ext4 searches past inodes that were freed a moment ago.
         let context = turn.fresh(|dir| small_files(dir, files, turn.seed(turn.round), steps))?;
@@ -170,8 +186,8 @@ fn steps(turn: &Turn<'_>, count: usize) -> Result<Sample> {
     turn.build(&Build::of(&context))
 }
 
-fn archive(id: &str, title: String, count: usize, bytes: usize, compression: &'static str) -> Workload {
-    one(id, &title, true, move |turn| {
+fn archive(id: &str, title: &str, count: usize, bytes: usize, compression: &'static str) -> Workload {
+    one(id, title, true, move |turn| {
         let context = turn.fresh(|dir| big_files(dir, count, bytes, turn.seed(turn.round)))?;
         let file = turn.dir.join("image.tar");
         // Nothing is to be reused, frames of earlier layers included. The others do not look into layers.
@@ -262,7 +278,8 @@ fn cache(count: usize, bytes: usize) -> Workload {
                 Ok(fs::write(dir.join("Dockerfile"), dockerfile + "COPY big /big\nRUN test -e /big/0\n")?)
             };
             let plain = turn.fresh(|dir| write(dir, turn.seed(2 * turn.round)))?;
-            let context = turn.once(&format!("export-{}", turn.round), |dir| write(dir, turn.seed(2 * turn.round + 1)))?;
+            let context =
+                turn.once(&format!("export-{}", turn.round), |dir| write(dir, turn.seed(2 * turn.round + 1)))?;
             let mut samples = vec![Ok(turn.build(&Build::of(&plain))?)];
             let with = |direction| Build { cache: Some(direction), ..Build::of(&context) };
             match turn.build(&with(Cache::To(cache.clone()))) {

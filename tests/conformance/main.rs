@@ -6,7 +6,7 @@
 //! BuildKit's outcome is kept below `target/testkit/oracle`, by the hash of the case, of the bases and of BuildKit's version.
 //!
 //! `BUILD_ENGINE_CONFORMANCE=oracle` builds with BuildKit alone, to check the cases themselves; `=user` or `=root` runs the
-//! engine as that user only; `=write` runs everything and, if all of it passed, writes the table of the rows,
+//! engine as that user only, `=plain` as root without its shortcuts (`--fast-paths=false`), which may change no image; `=write` runs everything and, if all of it passed, writes the table of the rows,
 //! `docs/conformance.md` (`make conformance`); `=table` writes that table and runs nothing. `cargo test -p build-engine-tests --test conformance -- copy` runs the cases with `copy` in
 //! their names.
 
@@ -59,7 +59,7 @@ fn main() -> ExitCode {
     let cases = Case::all(&workspace().join("tests/conformance/cases")).expect("the cases can be read");
     let whos: &[Option<Who>] = match mode.as_str() {
         "oracle" => &[None],
-        "root" => &[Some(Who::Root)],
+        "root" | "plain" => &[Some(Who::Root)],
         "user" => &[Some(Who::User)],
         _ => &[Some(Who::Root), Some(Who::User)],
     };
@@ -434,6 +434,9 @@ fn engine(case: &Case, who: Who) -> Result<(Outcome, Option<i32>)> {
     let place = Place { dir: &dir, context: &context, base, multi, out: &out, values: &values };
     let mut command = |is_second| {
         let mut args = vec!["build".to_owned()];
+        if std::env::var("BUILD_ENGINE_CONFORMANCE").is_ok_and(|mode| mode == "plain") {
+            args.push("--fast-paths=false".to_owned());
+        }
         args.extend(case.arguments(&place, is_second));
         Ok(shared.engine.command(args))
     };

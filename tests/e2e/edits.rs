@@ -159,9 +159,9 @@ fn random_edits_give_the_same_images_with_and_without_shortcuts() {
             let without = outcome(&slow, &context, false);
             assert_eq!(with, without, "seed {seed}, after {story:#?}");
             if with.is_ok() {
-                built += 1
+                built += 1;
             } else {
-                failed += 1
+                failed += 1;
             }
             for _ in 0..=random.below(3) {
                 story.push(edit(random, &context));

@@ -80,6 +80,39 @@ fn an_oci_archive_is_loaded_by_docker_and_podman_too() {
     output(peers.containers_tool("podman").args(["load", "--input"]).arg(&archive)).unwrap();
 }
 
+/// F2-008. All layers, those of the base too, in every form; other tools read them as if nothing were special about them.
+#[test]
+fn f2_008_every_compression_is_loaded_and_started_by_docker_and_podman() {
+    let Some(bench) = Bench::new(Who::Root) else { return };
+    let Some(peers) = available(Peers::start()) else { return };
+    for (compression, media_type, annotation) in [
+        ("uncompressed", "tar", None),
+        ("gzip,compression-level=9", "tar+gzip", None),
+        ("zstd,compression-level=1", "tar+zstd", None),
+        ("estargz", "tar+gzip", Some("containerd.io/snapshot/stargz/toc.digest")),
+        ("zstd:chunked", "tar+zstd", Some("io.github.containers.zstd-chunked.manifest-checksum")),
+    ] {
+        let kind = compression.split([',', ':']).next().unwrap();
+        let (archive, tag) = (bench.engine.work().join(format!("{kind}.tar")), format!("example.invalid/e2e:{kind}"));
+        let output_of =
+            format!("--output=type=oci,dest={},compression={compression},force-compression=true", archive.display());
+        let run = bench.build("context", FILES, &[&output_of, &format!("--tag={tag}")]);
+        assert_eq!(run.code, Some(0), "{}", run.stderr);
+        let from = format!("oci-archive:{}", archive.display());
+        let raw = output(peers.command("skopeo").args(["inspect", "--raw", &from])).unwrap();
+        let manifest: Value = serde_json::from_str(&raw).unwrap();
+        for layer in manifest["layers"].as_array().unwrap() {
+            assert_eq!(layer["mediaType"], format!("application/vnd.oci.image.layer.v1.{media_type}"), "{raw}");
+            assert!(annotation.is_none_or(|key| layer["annotations"][key].is_string()), "{raw}");
+        }
+        output(peers.docker().args(["load", "--input"]).arg(&archive)).unwrap();
+        assert_eq!(output(peers.docker().args(["run", "--rm", "--network=none", &tag])).unwrap(), "made\n");
+        output(peers.containers_tool("podman").args(["load", "--input"]).arg(&archive)).unwrap();
+        let mut podman = peers.containers_tool("podman");
+        assert_eq!(output(podman.args(["run", "--rm", "--network=none", &tag])).unwrap(), "made\n");
+    }
+}
+
 #[test]
 fn a_tar_and_a_folder_have_the_tree_of_the_image() {
     let Some(bench) = Bench::new(Who::Root) else { return };

@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use build_engine_engine::{
-    AuthFiles, ExitKind, NetworkLimits, Proxies, RegistryHost, RegistrySettings, Report, Variables,
+    AuthFiles, Containerd, ExitKind, LoadTarget, NetworkLimits, Proxies, RegistryHost, RegistrySettings, Report,
+    Variables,
 };
 use serde::Deserialize;
 
@@ -243,16 +244,16 @@ pub(crate) fn ssh_agent(env: Environment<'_>) -> Option<PathBuf> {
     set(env, "SSH_AUTH_SOCK").map(PathBuf::from)
 }
 
-/// The sockets of local daemons: the ones that were named, else those of Docker, then of Podman.
+/// The local daemon that was named, else the sockets of Docker, then of Podman.
 ///
 /// # Errors
 /// A named one that is no socket of this machine.
-pub(crate) fn daemon_sockets(env: Environment<'_>) -> Result<Vec<PathBuf>, Box<Report>> {
+pub(crate) fn load_target(env: Environment<'_>) -> Result<LoadTarget, Box<Report>> {
     for name in ["DOCKER_HOST", "CONTAINER_HOST"] {
         if let Some(value) = set(env, name) {
             let value = value.to_string_lossy().into_owned();
             return match value.strip_prefix("unix://") {
-                Some(path) => Ok(vec![path.into()]),
+                Some(path) => Ok(LoadTarget::Sockets(vec![path.into()])),
                 None => {
                     let message =
                         format!("{name}: images can be loaded through a local socket only, not through `{value}`");
@@ -262,6 +263,24 @@ pub(crate) fn daemon_sockets(env: Environment<'_>) -> Result<Vec<PathBuf>, Box<R
             };
         }
     }
+    if let Some(address) = set(env, "CONTAINERD_ADDRESS") {
+        let text = |name, default: &str| {
+            set(env, name).map_or_else(|| default.to_owned(), |value| value.to_string_lossy().into_owned())
+        };
+        let path = address.to_str().and_then(|address| address.strip_prefix("unix://"));
+        let path = path.map_or_else(|| PathBuf::from(&address), PathBuf::from);
+        if !path.is_absolute() {
+            let message = format!("CONTAINERD_ADDRESS: `{}` is not the path of a socket", path.display());
+            return Err(Box::new(
+                Report::new("invalid-setting", message).hint("give an absolute path, or unix://PATH"),
+            ));
+        }
+        return Ok(LoadTarget::Containerd(Containerd {
+            address: path,
+            namespace: text("CONTAINERD_NAMESPACE", "default"),
+            snapshotter: text("CONTAINERD_SNAPSHOTTER", "overlayfs"),
+        }));
+    }
     let runtime = set(env, "XDG_RUNTIME_DIR").map(PathBuf::from);
     let below = |rest: &str| runtime.as_ref().map(|dir| dir.join(rest));
     let sockets = [
@@ -270,7 +289,7 @@ pub(crate) fn daemon_sockets(env: Environment<'_>) -> Result<Vec<PathBuf>, Box<R
         below("podman/podman.sock"),
         Some("/run/podman/podman.sock".into()),
     ];
-    Ok(sockets.into_iter().flatten().collect())
+    Ok(LoadTarget::Sockets(sockets.into_iter().flatten().collect()))
 }
 
 /// A directory of the XDG base directory specification; relative paths are to be ignored, says that specification.
@@ -314,6 +333,35 @@ mod tests {
     fn gather(flags: &GlobalFlags, variables: &[(&str, &str)], is_root: bool) -> Result<Settings, String> {
         let env = |name: &str| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| OsString::from(value));
         Settings::gather(flags, &env, is_root).map_err(|failure| failure.error.to_string())
+    }
+
+    #[test]
+    fn a_daemon_is_the_one_that_is_named() {
+        let named = [
+            ("CONTAINERD_ADDRESS", "unix:///c"),
+            ("CONTAINERD_NAMESPACE", "k8s.io"),
+            ("CONTAINERD_SNAPSHOTTER", "btrfs"),
+        ];
+        for (variables, expected) in [
+            (&[][..], "sockets 2"),
+            (&[("XDG_RUNTIME_DIR", "/run/user/1")], "sockets 4"),
+            (&[("DOCKER_HOST", "unix:///d"), ("CONTAINERD_ADDRESS", "/c")], "sockets 1"),
+            (&[("CONTAINERD_ADDRESS", "/c")], "/c default overlayfs"),
+            (&named, "/c k8s.io btrfs"),
+            (&[("CONTAINER_HOST", "ssh://host/p")], "CONTAINER_HOST: images can be loaded through a local socket only"),
+            (&[("CONTAINERD_ADDRESS", "tcp://host")], "CONTAINERD_ADDRESS: `tcp://host` is not the path of a socket"),
+        ] {
+            let env =
+                |name: &str| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| OsString::from(value));
+            let shown = match load_target(&env) {
+                Ok(LoadTarget::Sockets(sockets)) => format!("sockets {}", sockets.len()),
+                Ok(LoadTarget::Containerd(to)) => {
+                    format!("{} {} {}", to.address.display(), to.namespace, to.snapshotter)
+                }
+                Err(report) => report.message,
+            };
+            assert!(shown.starts_with(expected), "{variables:?}: {shown}");
+        }
     }
 
     #[test]

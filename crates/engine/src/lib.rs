@@ -34,8 +34,8 @@ pub use entitlement::{Entitlement, UnknownEntitlement};
 pub use error::{BuildError, ExitKind, Place, Report};
 pub use place::{ImageDetails, ImagePlace, PlatformDetails, TransferRequest, Transferred, Variants};
 pub use request::{
-    Annotation, AnnotationTarget, Attestation, BuildRequest, Compression, ContextSource, DockerfileSource,
-    ImageOptions, InvalidOutput, Isolation, IsolationReport, Limit, NetworkMode, NoCache, Outcome, Output, OutputDest,
-    ResourceLimits, RunRequest, StoreOptions, UPLOAD, UserNamespace, split_csv,
+    Annotation, AnnotationTarget, Attestation, BuildRequest, Compression, Containerd, ContextSource, DockerfileSource,
+    ImageOptions, InvalidOutput, Isolation, IsolationReport, Limit, LoadTarget, NetworkMode, NoCache, Outcome, Output,
+    OutputDest, ResourceLimits, RunRequest, StoreOptions, UPLOAD, UserNamespace, split_csv,
 };
 pub use session::{MAX_SECRET_BYTES, SecretSource, Session, Variables};

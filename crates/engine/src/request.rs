@@ -345,6 +345,10 @@ pub enum Compression {
     Gzip(Option<u8>),
     /// zstd; level 0 to 22.
     Zstd(Option<u8>),
+    /// gzip with a table of contents; level 0 to 9.
+    Estargz(Option<u8>),
+    /// zstd with a table of contents; level 0 to 22.
+    ZstdChunked(Option<u8>),
 }
 
 /// How an image is written, whatever it is written to.
@@ -352,6 +356,8 @@ pub enum Compression {
 pub struct ImageOptions {
     /// Compression of layers that this build makes.
     pub compression: Compression,
+    /// Whether layers that came otherwise compressed, such as those of a base, get this compression too.
+    pub force_compression: bool,
     /// OCI media types (the default) or Docker's.
     pub oci_media_types: bool,
     /// Whether timestamps of files in layers are clamped to `SOURCE_DATE_EPOCH`.
@@ -360,7 +366,12 @@ pub struct ImageOptions {
 
 impl Default for ImageOptions {
     fn default() -> Self {
-        Self { compression: Compression::Gzip(None), oci_media_types: true, rewrite_timestamp: false }
+        Self {
+            compression: Compression::Gzip(None),
+            force_compression: false,
+            oci_media_types: true,
+            rewrite_timestamp: false,
+        }
     }
 }
 
@@ -372,6 +383,33 @@ pub enum OutputDest {
     Stdout,
     /// A file or directory.
     Path(PathBuf),
+}
+
+/// The daemon that an image is loaded into.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LoadTarget {
+    /// Docker or Podman: of these sockets, the first that answers is the one.
+    Sockets(Vec<PathBuf>),
+    /// containerd itself.
+    Containerd(Containerd),
+}
+
+impl Default for LoadTarget {
+    fn default() -> Self {
+        Self::Sockets(Vec::new())
+    }
+}
+
+/// A containerd, and where in it images go.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Containerd {
+    /// Its socket.
+    pub address: PathBuf,
+    /// The namespace of the image.
+    pub namespace: String,
+    /// The snapshotter that its layers are unpacked into.
+    pub snapshotter: String,
 }
 
 /// One `--output`.
@@ -393,10 +431,10 @@ pub enum Output {
         /// Whether the registries' certificates are not looked at, for this push.
         insecure: bool,
     },
-    /// A local daemon: Docker or Podman.
+    /// A local daemon.
     Load {
-        /// Sockets, of which the first that answers is the one.
-        sockets: Vec<PathBuf>,
+        /// Which one.
+        target: LoadTarget,
         /// Names besides the request's tags.
         names: Vec<Reference>,
         /// How it is written.
@@ -513,8 +551,8 @@ impl FromStr for Output {
                 if attrs.contains_key("dest") {
                     Self::Docker { tar, names, options, dest: take_dest(&mut attrs)? }
                 } else if tar {
-                    // Whose sockets, the face knows.
-                    Self::Load { sockets: Vec::new(), names, options }
+                    // Where daemons listen, the face knows.
+                    Self::Load { target: LoadTarget::default(), names, options }
                 } else {
                     return Err(invalid("`tar=false` needs a directory as `dest`".into()));
                 }
@@ -615,13 +653,22 @@ fn take_options(attrs: &mut Attrs) -> Result<ImageOptions, InvalidOutput> {
     let compression = match attrs.remove("compression").as_deref() {
         None | Some("gzip") => Compression::Gzip(within(9)?),
         Some("zstd") => Compression::Zstd(within(22)?),
-        Some("uncompressed") => Compression::Uncompressed,
+        Some("estargz") => Compression::Estargz(within(9)?),
+        Some("zstd:chunked") => Compression::ZstdChunked(within(22)?),
+        Some("uncompressed") => match level {
+            None => Compression::Uncompressed,
+            Some(level) => {
+                return Err(attr_error("compression-level", &level.to_string(), "nothing is compressed"));
+            }
+        },
         Some(other) => {
-            return Err(attr_error("compression", other, "expected gzip, zstd or uncompressed"));
+            let expected = "expected gzip, zstd, estargz, zstd:chunked or uncompressed";
+            return Err(attr_error("compression", other, expected));
         }
     };
     Ok(ImageOptions {
         compression,
+        force_compression: take_bool(attrs, "force-compression")?.unwrap_or(false),
         oci_media_types: take_bool(attrs, "oci-mediatypes")?.unwrap_or(true),
         rewrite_timestamp: take_bool(attrs, "rewrite-timestamp")?.unwrap_or(false),
     })
@@ -762,7 +809,7 @@ mod tests {
     /// F2-020 to F2-026, as buildx reads them.
     #[test]
     fn outputs_are_read_as_buildx_reads_them() {
-        let gzip = r#""options":{"compression":{"gzip":null},"oci_media_types":true,"rewrite_timestamp":false}"#;
+        let gzip = r#""options":{"compression":{"gzip":null},"force_compression":false,"oci_media_types":true,"rewrite_timestamp":false}"#;
         let docker = gzip.replace("\"oci_media_types\":true", "\"oci_media_types\":false");
         for (text, expected) in [
             ("out", r#"{"type":"local","dest":"out","platform_split":null}"#.to_owned()),
@@ -793,7 +840,13 @@ mod tests {
                     r#"{{"type":"image","names":["docker.io/library/a:latest"],{gzip},"store":false,"push":true,"push_by_digest":false,"insecure":true}}"#
                 ),
             ),
-            ("type=docker", format!(r#"{{"type":"load","sockets":[],"names":[],{docker}}}"#)),
+            ("type=docker", format!(r#"{{"type":"load","target":{{"sockets":[]}},"names":[],{docker}}}"#)),
+            (
+                "type=docker,compression=zstd:chunked,compression-level=5,force-compression=true",
+                format!(r#"{{"type":"load","target":{{"sockets":[]}},"names":[],{docker}}}"#)
+                    .replace(r#"{"gzip":null}"#, r#"{"zstd-chunked":5}"#)
+                    .replace(r#"force_compression":false"#, r#"force_compression":true"#),
+            ),
             ("type=cacheonly", r#"{"type":"cacheonly"}"#.into()),
         ] {
             // The tag is the variant's name in kebab case.
@@ -813,7 +866,12 @@ mod tests {
             ("type=image,push-by-digest=true", "needs `push=true`"),
             ("type=oci,dest=a,typo=1", "`typo` is not supported"),
             ("type=oci,dest=a,dest=b", "given twice"),
-            ("type=oci,dest=a,compression=lz4", "expected gzip, zstd or uncompressed"),
+            ("type=oci,dest=a,compression=lz4", "expected gzip, zstd, estargz, zstd:chunked or uncompressed"),
+            ("type=oci,dest=a,compression=estargz,compression-level=10", "the highest level is 9"),
+            ("type=oci,dest=a,compression=zstd:chunked,compression-level=23", "the highest level is 22"),
+            ("type=oci,dest=a,compression=uncompressed,compression-level=1", "nothing is compressed"),
+            ("type=oci,dest=a,force-compression=maybe", "expected true or false"),
+            ("type=tar,dest=a,force-compression=true", "`force-compression` is not supported"),
             ("type=oci,dest=a,compression-level=10", "the highest level is 9"),
             ("type=oci,dest=a,tar=maybe", "expected true or false"),
             ("type=oci,dest=a,push", "has no `=`"),

@@ -59,6 +59,16 @@ impl Digest {
         Self::from_sha256(Sha256::digest(bytes).into())
     }
 
+    /// The bytes of a SHA-256; `None` for another algorithm.
+    pub fn sha256_bytes(&self) -> Option<[u8; 32]> {
+        let mut bytes = [0; 32];
+        let is_sha256 = self.algorithm == Algorithm::Sha256 && self.hex.len() == 64;
+        for (byte, at) in bytes.iter_mut().zip((0..64).step_by(2)) {
+            *byte = u8::from_str_radix(self.hex.get(at..at + 2)?, 16).ok()?;
+        }
+        is_sha256.then_some(bytes)
+    }
+
     /// Wraps a finished SHA-256.
     pub fn from_sha256(hash: [u8; 32]) -> Self {
         const HEX: &[u8; 16] = b"0123456789abcdef";

@@ -1,6 +1,7 @@
 //! What `stat` says about an inode, in types.
 
 use std::fmt;
+use std::os::fd::AsFd;
 use std::time::SystemTime;
 
 use rustix::fs::{FileType, Stat, Timespec};
@@ -161,6 +162,11 @@ impl Metadata {
     /// Identifies the inode while it exists.
     pub fn identity(&self) -> (u64, u64) {
         (self.dev, self.ino)
+    }
+
+    /// That of an open file.
+    pub fn of(file: impl AsFd) -> rustix::io::Result<Self> {
+        Ok(Self::from_stat(&rustix::fs::fstat(file)?))
     }
 
     pub(crate) fn from_stat(stat: &Stat) -> Self {

@@ -10,19 +10,25 @@
 //! Records are kept by key: the path with `/` as 0, so that the order of keys is the order in which BuildKit hashes
 //! them. A directory has two: its key with a 0 at the end is its header, its key alone is everything in it.
 
-use std::collections::BTreeMap;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::io::Read;
-use std::os::unix::ffi::OsStrExt;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use build_engine_dockerfile::glob_match;
 use build_engine_dockerfile::ignore::{Ignore, IgnoreError, WalkState};
 use build_engine_oci::{Digest, Hasher};
-use build_engine_rootfs::{Kind, Metadata, is_engine_xattr};
+use build_engine_rootfs::{Entry, Kind, Metadata, Place, Time, is_engine_xattr};
 use rayon::prelude::*;
+use rustix::io::Errno;
+
+mod records;
 
 use crate::copy::{View, Visibility, has_wildcard};
+use records::Records;
 
 /// Links followed in one path.
 const MAX_LINKS: usize = 255;
@@ -96,6 +102,21 @@ pub enum HashError {
     Tree(#[from] build_engine_rootfs::Error),
 }
 
+/// How many things one thread hashes before it looks whether there are more.
+const TOGETHER: usize = 64;
+
+/// How much of a file is read at once.
+const BUFFER: usize = 128 << 10;
+
+/// How long a file that changes while it is read is left alone, time after time.
+pub(crate) const PAUSES: [Duration; 5] = [
+    Duration::from_millis(1),
+    Duration::from_millis(5),
+    Duration::from_millis(20),
+    Duration::from_millis(80),
+    Duration::from_millis(300),
+];
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum RecordKind {
     File,
@@ -108,8 +129,9 @@ enum RecordKind {
 struct Record {
     kind: RecordKind,
     metadata: Metadata,
-    link: Option<Vec<u8>>,
-    digest: Option<Digest>,
+    link: Option<Box<[u8]>>,
+    /// A SHA-256.
+    digest: Option<[u8; 32]>,
 }
 
 type Key = Vec<u8>;
@@ -117,14 +139,14 @@ type Key = Vec<u8>;
 /// What is in a tree, and the digests that are known of it.
 #[derive(Debug, Clone)]
 pub struct Listing {
-    records: BTreeMap<Key, Record>,
+    records: Records,
 }
 
 /// Content digests of one tree, which must not change meanwhile (what does is an error where it is noticed).
 pub struct ContentHash<'a> {
     view: View<'a>,
     index: Option<&'a dyn Index>,
-    records: BTreeMap<Key, Record>,
+    records: Records,
 }
 
 impl std::fmt::Debug for ContentHash<'_> {
@@ -151,37 +173,50 @@ impl Listing {
     /// # Errors
     /// What the tree refuses.
     pub fn new(view: View<'_>) -> Result<Self, HashError> {
-        let mut records: Vec<(Key, Record)> = Vec::new();
+        let mut records = Self::below(view, Path::new(""), &[])?;
+        if view.is_context()
+            && let Some(root) = records.position(&[0])
+        {
+            // BuildKit's clients send what is in a context, not its root.
+            records[root].digest = Digest::sha256(b"").sha256_bytes();
+        }
+        Ok(Self { records })
+    }
+
+    /// The records of a directory and of everything in it.
+    fn below(view: View<'_>, dir: &Path, dir_key: &[u8]) -> Result<Records, HashError> {
+        let mut records = Records::default();
         // Directories that are there only if something in them is, outermost first.
         let mut through: Vec<(Key, Metadata)> = Vec::new();
-        let root = view.tree().metadata("", false)?;
-        directory_records(&mut records, Key::new(), root);
-        if view.is_context() {
-            // BuildKit's clients send what is in a context, not its root.
-            records[1].1.digest = Some(Digest::sha256(b""));
-        }
-        let mut depth = vec![(PathBuf::new(), Key::new())];
+        records.push_directory(&[dir_key], view.tree().metadata(dir, false)?);
+        let mut depth = vec![(dir.to_owned(), dir_key.to_vec())];
         while !depth.is_empty() {
-            let listed = depth.par_iter().map(|(path, key)| list(view, path, key));
-            let listed: Vec<Listed> = listed.collect::<Result<_, HashError>>()?;
+            let one = |(path, key): &(PathBuf, Key)| list(view, path, key);
+            // Other threads are worth waking for many directories only.
+            let listed: Vec<Listed> = if depth.len() < 8 {
+                depth.iter().map(one).collect::<Result<_, HashError>>()?
+            } else {
+                depth.par_iter().map(one).collect::<Result<_, HashError>>()?
+            };
             depth.clear();
             for dir in listed {
-                records.extend(dir.records);
+                records.append(dir.records);
                 through.extend(dir.through);
                 depth.extend(dir.dirs);
             }
         }
-        let mut records: BTreeMap<Key, Record> = records.into_iter().collect();
-        for (key, metadata) in through.into_iter().rev() {
-            let inside = [&key[..], &[0]].concat();
-            let filled = records.range(inside.clone()..).next().is_some_and(|(key, _)| key.starts_with(&inside));
-            if filled {
-                let mut header = Vec::with_capacity(2);
-                directory_records(&mut header, key, metadata);
-                records.extend(header);
-            }
+        records.sort();
+        // What fills one is below it, however deep.
+        let is_filled = |key: &[u8]| {
+            let inside = [key, &[0]].concat();
+            records.from(&inside).next().is_some_and(|(key, _)| key.starts_with(&inside))
+        };
+        through.retain(|(key, _)| is_filled(key));
+        if !through.is_empty() {
+            through.into_iter().for_each(|(key, metadata)| records.push_directory(&[&key], metadata));
+            records.sort();
         }
-        Ok(Self { records })
+        Ok(records)
     }
 
     /// How many things are in the tree, its root included.
@@ -189,16 +224,84 @@ impl Listing {
         self.records.len()
     }
 
+    /// The first path at or below `path` (relative to the root, without links) that is not now as it was listed, or not as
+    /// it was when its content was hashed. Directories are compared by what is in them.
+    ///
+    /// # Errors
+    /// What the tree refuses.
+    pub fn changed(&self, view: View<'_>, path: &Path) -> Result<Option<PathBuf>, HashError> {
+        let state = |record: &Record| (state_of(&record.metadata), record.link.clone());
+        let start = key_of_path(path);
+        let now = match view.find(path)? {
+            None => return Ok(Some(path.to_owned())),
+            Some(found) if found.is_dir() => Self::below(view, path, &start)?,
+            Some(found) => {
+                let link = match found.kind {
+                    Kind::Symlink => Some(view.tree().read_link(path)?.as_bytes().into()),
+                    _ => None,
+                };
+                let mut one = Records::default();
+                one.push(&[&start], Record { kind: RecordKind::File, metadata: found, link, digest: None });
+                one
+            }
+        };
+        let before = self.records.position(&start);
+        let mut before =
+            before.map_or(0..0, |at| at..self.records.end_of(at)).map(|at| (self.records.key(at), &self.records[at]));
+        let mut now = now.from(&[]);
+        let shown = |key: &[u8]| {
+            let plain = key.strip_suffix(&[0]).unwrap_or(key);
+            path_buf(zeros_to_slashes(plain).strip_prefix(b"/").unwrap_or_default())
+        };
+        loop {
+            match (before.next(), now.next()) {
+                (None, None) => return Ok(None),
+                (Some((key, was)), Some((now_key, is))) if key == now_key && state(was) == state(is) => {}
+                (Some((key, _)), Some((now_key, _))) => return Ok(Some(shown(key.min(now_key)))),
+                (Some((key, _)), None) | (None, Some((key, _))) => return Ok(Some(shown(key))),
+            }
+        }
+    }
+
+    /// Whether what is at this path (relative to the root, without links) is what was listed there.
+    pub(crate) fn is_same(&self, path: &Path, found: &Metadata) -> bool {
+        self.records.get(&key_of_path(path)).is_some_and(|record| state_of(&record.metadata) == state_of(found))
+    }
+
+    /// What is in the directory at this path (relative to the root, without links), sorted; `None` if there is no such one.
+    pub(crate) fn children(&self, dir: &Path) -> Option<Vec<(OsString, Metadata)>> {
+        let dir = self.records.position(&key_of_path(dir))?;
+        let inside = self.records.key(dir).len() + 1;
+        (self.records[dir].kind == RecordKind::Directory).then(|| {
+            let children =
+                self.records.children(dir).filter(|at| self.records[*at].kind != RecordKind::DirectoryHeader);
+            let named = children.map(|at| {
+                let name = self.records.key(at)[inside..].to_vec();
+                (OsString::from_vec(name), self.records[at].metadata)
+            });
+            named.collect()
+        })
+    }
+
     /// Whether there is something at this path, which is relative to the root and without links.
     pub fn contains(&self, path: &Path) -> bool {
-        self.records.contains_key(&slashes_to_zeros(&[b"/", path.as_os_str().as_bytes()].concat()))
+        self.records.position(&key_of_path(path)).is_some()
     }
+}
+
+/// Device and inode, size, times of the last changes to content and inode.
+type FileState = ((u64, u64), u64, Time, Time);
+
+/// Everything about a thing that a listing tells, without owners. What is in a directory is told by that alone.
+fn state_of(metadata: &Metadata) -> (Kind, u32, Option<FileState>) {
+    let Metadata { kind, mode, size, mtime, ctime, .. } = *metadata;
+    (kind, mode, (kind != Kind::Directory).then(|| (metadata.identity(), size, mtime, ctime)))
 }
 
 /// What one directory holds.
 #[derive(Default)]
 struct Listed {
-    records: Vec<(Key, Record)>,
+    records: Records,
     through: Vec<(Key, Metadata)>,
     dirs: Vec<(PathBuf, Key)>,
 }
@@ -206,35 +309,28 @@ struct Listed {
 fn list(view: View<'_>, dir: &Path, dir_key: &[u8]) -> Result<Listed, HashError> {
     let mut listed = Listed::default();
     for (name, metadata, visibility) in view.read_dir(dir).map_err(|error| gone(error.into(), dir))? {
-        let key = [dir_key, &[0], name.as_bytes()].concat();
+        let key: [&[u8]; 3] = [dir_key, &[0], name.as_bytes()];
         match metadata.kind {
             Kind::Directory => {
+                let key = key.concat();
                 listed.dirs.push((dir.join(&name), key.clone()));
                 if visibility == Visibility::Visible {
-                    directory_records(&mut listed.records, key, metadata);
+                    listed.records.push_directory(&[&key], metadata);
                 } else {
                     listed.through.push((key, metadata));
                 }
             }
             Kind::Symlink => {
-                let link = Some(view.tree().read_link(dir.join(&name))?.as_bytes().to_vec());
-                listed.records.push((key, Record { kind: RecordKind::Symlink, metadata, link, digest: None }));
+                let link = Some(view.tree().read_link(dir.join(&name))?.as_bytes().into());
+                listed.records.push(&key, Record { kind: RecordKind::Symlink, metadata, link, digest: None });
             }
             Kind::File | Kind::CharDevice | Kind::BlockDevice | Kind::Fifo | Kind::Socket => {
                 let record = Record { kind: RecordKind::File, metadata, link: None, digest: None };
-                listed.records.push((key, record));
+                listed.records.push(&key, record);
             }
         }
     }
     Ok(listed)
-}
-
-/// The two records of a directory.
-fn directory_records(records: &mut Vec<(Key, Record)>, key: Key, metadata: Metadata) {
-    let record = |kind| Record { kind, metadata, link: None, digest: None };
-    let header = [&key[..], &[0]].concat();
-    records.push((key, record(RecordKind::Directory)));
-    records.push((header, record(RecordKind::DirectoryHeader)));
 }
 
 impl<'a> ContentHash<'a> {
@@ -244,6 +340,11 @@ impl<'a> ContentHash<'a> {
     /// What the tree refuses.
     pub fn new(view: View<'a>, index: Option<&'a dyn Index>) -> Result<Self, HashError> {
         Ok(Self { view, index, records: Listing::new(view)?.records })
+    }
+
+    /// Goes on with a listing of `view` that was made before.
+    pub fn resume(view: View<'a>, index: Option<&'a dyn Index>, listing: Listing) -> Self {
+        Self { view, index, records: listing.records }
     }
 
     /// The listing, with the digests that were made.
@@ -262,7 +363,7 @@ impl<'a> ContentHash<'a> {
         }
         let (prefix, selected) = self.select(question)?;
         let mut digests = Vec::with_capacity(selected.len());
-        self.fill(selected.iter().map(|selected| selected.key.clone()).collect())?;
+        self.fill(selected.iter().filter_map(|selected| self.records.position(&selected.key)).collect())?;
         for selected in &selected {
             let follow = selected.follow && selected.kind == RecordKind::Symlink && question.follow_links;
             let key = if follow { slashes_to_zeros(&selected.path) } else { selected.key.clone() };
@@ -319,7 +420,7 @@ impl<'a> ContentHash<'a> {
         let mut stack: Vec<Result<usize, usize>> = Vec::new();
         let mut last_matched: Option<Vec<u8>> = None;
         let resolved_path = zeros_to_slashes(&start);
-        for (key, record) in self.records.range(start.clone()..) {
+        for (key, record) in self.records.from(&start) {
             let full = zeros_to_slashes(key);
             if !(full == resolved_path || full.starts_with(&[&resolved_path[..], b"/"].concat())) {
                 // Siblings such as `a-b` sort between `a` and nothing of it, because 0 sorts first.
@@ -350,7 +451,7 @@ impl<'a> ContentHash<'a> {
             let parent = stack.last().map(path_of);
             let mut item = Selected {
                 path: name.clone(),
-                key: key.clone(),
+                key: key.to_vec(),
                 kind: record.kind,
                 included: false,
                 include: WalkState::default(),
@@ -465,85 +566,72 @@ impl<'a> ContentHash<'a> {
             rest.extend(reversed(link, b'/'));
         }
         let key = joined(&current);
-        Ok(self.records.contains_key(&key).then_some(key))
+        Ok(self.records.position(&key).map(|_| key))
     }
 
     fn checksum(&mut self, key: &[u8], follow_last: bool) -> Result<Digest, HashError> {
         let Some(key) = self.resolve(key, follow_last)? else {
             return Err(HashError::NotFound { path: path_buf(&zeros_to_slashes(key)) });
         };
+        let at = self.records.position(&key).expect("a key that was resolved is there");
         // First all files at once, then the directories above them.
-        let mut inside = [&key[..], &[0]].concat();
-        let mut missing = vec![key.clone()];
-        if self.records[&key].kind == RecordKind::Directory {
-            missing.extend(self.range_of(&inside).map(|(key, _)| key.clone()));
-        }
-        inside.clear();
-        self.fill(missing)?;
-        self.directory(&key)
-    }
-
-    fn range_of(&self, prefix: &[u8]) -> impl Iterator<Item = (&Key, &Record)> {
-        let prefix = prefix.to_vec();
-        self.records.range(prefix.clone()..).take_while(move |(key, _)| key.starts_with(&prefix))
+        let is_directory = self.records[at].kind == RecordKind::Directory;
+        self.fill(if is_directory { (at..self.records.end_of(at)).collect() } else { vec![at] })?;
+        Ok(Digest::from_sha256(self.directory(at)))
     }
 
     /// The digest of a record whose files are all hashed.
-    fn directory(&mut self, key: &[u8]) -> Result<Digest, HashError> {
-        if let Some(digest) = &self.records[key].digest {
-            return Ok(digest.clone());
+    fn directory(&mut self, at: usize) -> [u8; 32] {
+        if let Some(digest) = self.records[at].digest {
+            return digest;
         }
-        let header = [key, &[0]].concat();
-        let mut children = Vec::new();
-        let mut skip: Option<Key> = None;
-        for (inside, record) in self.range_of(&header) {
-            if skip.as_ref().is_some_and(|skip| inside.starts_with(skip)) {
-                continue;
-            }
-            if record.kind == RecordKind::Directory {
-                skip = Some([&inside[..], &[0]].concat());
-            }
-            children.push(inside.clone());
-        }
+        let length = self.records.key(at).len();
+        let children: Vec<usize> = self.records.children(at).collect();
         let mut hasher = Hasher::new();
         for child in children {
-            hasher.update(&child[key.len()..]);
-            hasher.update(self.directory(&child)?.to_string().as_bytes());
+            let digest = Digest::from_sha256(self.directory(child));
+            hasher.update(&self.records.key(child)[length..]);
+            hasher.update(digest.to_string().as_bytes());
         }
-        let digest = hasher.finish();
-        if let Some(record) = self.records.get_mut(key) {
-            record.digest = Some(digest.clone());
-        }
-        Ok(digest)
+        let digest = hasher.finish().sha256_bytes().expect("that is what it hashes with");
+        self.records[at].digest = Some(digest);
+        digest
     }
 
     /// Hashes files, links and headers that have no digest yet, on all cores.
-    fn fill(&mut self, keys: Vec<Key>) -> Result<(), HashError> {
+    fn fill(&mut self, mut todo: Vec<usize>) -> Result<(), HashError> {
         let records = &self.records;
-        let todo: Vec<Key> = keys
-            .into_iter()
-            .filter(|key| {
-                records.get(key).is_some_and(|record| record.digest.is_none() && record.kind != RecordKind::Directory)
-            })
-            .collect();
+        todo.retain(|at| records[*at].digest.is_none() && records[*at].kind != RecordKind::Directory);
         let (view, index) = (self.view, self.index);
-        let done: Vec<(Key, Digest)> = todo
-            .into_par_iter()
-            .map(|key| {
-                let plain = key.strip_suffix(&[0]).unwrap_or(&key);
+        let some = |positions: &[usize]| {
+            let mut reader = Reader { view, index, dir: None, buffer: Vec::new() };
+            let digests = positions.iter().map(|at| {
+                let key = records.key(*at);
+                let plain = key.strip_suffix(&[0]).unwrap_or(key);
                 let path = path_buf(zeros_to_slashes(plain).strip_prefix(b"/").unwrap_or_default());
-                let digest = file_digest(view, index, &path, &records[&key].metadata);
-                Ok((key, digest.map_err(|error| gone(error, &path))?))
-            })
-            .collect::<Result<_, HashError>>()?;
-        for (key, digest) in done {
-            if let Some(record) = self.records.get_mut(&key) {
-                record.digest = Some(digest);
-            }
+                let listed = &records[*at].metadata;
+                let (digest, metadata) = reader.digest(&path, listed).map_err(|error| gone(error, &path))?;
+                Ok((digest.sha256_bytes(), (metadata != *listed).then(|| Box::new(metadata))))
+            });
+            digests.collect::<Result<Vec<_>, HashError>>()
+        };
+        // Waking other threads for a handful of files takes longer than reading them.
+        let done: Vec<Vec<Done>> = if todo.len() <= TOGETHER {
+            vec![some(&todo)?]
+        } else {
+            todo.par_chunks(TOGETHER).map(some).collect::<Result<_, HashError>>()?
+        };
+        for (at, (digest, changed)) in todo.into_iter().zip(done.into_iter().flatten()) {
+            let record = &mut self.records[at];
+            record.digest = digest;
+            record.metadata = changed.map_or(record.metadata, |metadata| *metadata);
         }
         Ok(())
     }
 }
+
+/// The digest of a file, and what it is if that is not what was listed.
+type Done = (Option<[u8; 32]>, Option<Box<Metadata>>);
 
 /// What was found, and is not there any more, changed.
 fn gone(error: HashError, path: &Path) -> HashError {
@@ -553,16 +641,117 @@ fn gone(error: HashError, path: &Path) -> HashError {
     }
 }
 
-fn file_digest(
-    view: View<'_>,
-    index: Option<&dyn Index>,
-    path: &Path,
-    metadata: &Metadata,
-) -> Result<Digest, HashError> {
-    if let Some(digest) = index.and_then(|index| index.get(path, metadata)) {
-        return Ok(digest);
+/// Hashes one thing after the other.
+struct Reader<'a> {
+    view: View<'a>,
+    index: Option<&'a dyn Index>,
+    /// The directory that was looked into last.
+    dir: Option<(PathBuf, OwnedFd)>,
+    buffer: Vec<u8>,
+}
+
+impl Reader<'_> {
+    /// The digest of what is at `path`, and what it is: as it was listed, unless it changed since then.
+    fn digest(&mut self, path: &Path, listed: &Metadata) -> Result<(Digest, Metadata), HashError> {
+        if let Some(digest) = self.index.and_then(|index| index.get(path, listed)) {
+            return Ok((digest, *listed));
+        }
+        let mut metadata = *listed;
+        let mut pauses = PAUSES.iter();
+        loop {
+            match (self.once(path, &metadata), pauses.next()) {
+                (Ok(digest), _) => {
+                    if let Some(index) = self.index {
+                        index.put(path, &metadata, &digest);
+                    }
+                    return Ok((digest, metadata));
+                }
+                // Somebody writes it; that may be over in a moment.
+                (Err(HashError::Changed { .. }), Some(pause)) if self.view.is_context() => {
+                    std::thread::sleep(*pause);
+                    metadata = self.view.tree().metadata(path, false)?;
+                    if metadata.kind != listed.kind {
+                        return Err(HashError::Changed { path: path.to_owned() });
+                    }
+                }
+                (Err(error), _) => return Err(error),
+            }
+        }
     }
-    let entry = view.read_entry(path)?;
+
+    fn once(&mut self, path: &Path, metadata: &Metadata) -> Result<Digest, HashError> {
+        let state = |metadata: &Metadata| (metadata.identity(), metadata.size, metadata.mtime, metadata.ctime);
+        let changed = || HashError::Changed { path: path.to_owned() };
+        let (entry, content) = match self.view.listed(metadata) {
+            // One look at a file tells all, and opens it.
+            Some(_) => {
+                let (mut entry, file) = self.open(path)?;
+                if state(&entry.metadata) != state(metadata) {
+                    return Err(changed());
+                }
+                (entry.metadata.uid, entry.metadata.gid) = (0, 0);
+                (entry, Some(file))
+            }
+            None => (self.view.read_entry(path)?, None),
+        };
+        let stat = &entry.metadata;
+        let mut hasher = Hasher::new();
+        hash_header(&mut hasher, &entry);
+        if stat.kind == Kind::File && stat.size > 0 {
+            let mut file = match &content {
+                Some(file) => file,
+                None => &self.view.open_file(path)?,
+            };
+            self.buffer.resize(BUFFER, 0);
+            let mut left = stat.size;
+            while left > 0 {
+                let want = usize::try_from(left).unwrap_or(BUFFER).min(BUFFER);
+                match file.read(&mut self.buffer[..want]) {
+                    Ok(0) => return Err(changed()),
+                    Ok(got) => {
+                        hasher.update(&self.buffer[..got]);
+                        left -= got as u64;
+                    }
+                    Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                    Err(source) => return Err(HashError::Read { path: path.to_owned(), source }),
+                }
+            }
+        }
+        if stat.kind == Kind::File || self.index.is_some() {
+            let after = match &content {
+                Some(file) => {
+                    Metadata::of(file).map_err(|errno| build_engine_rootfs::Error::new("read", path, errno))?
+                }
+                None => self.view.tree().metadata(path, false)?,
+            };
+            if state(&after) != state(metadata) {
+                return Err(changed());
+            }
+        }
+        Ok(hasher.finish())
+    }
+
+    /// Opens a regular file of the tree.
+    fn open(&mut self, path: &Path) -> Result<(Entry, File), HashError> {
+        let tree = self.view.tree();
+        let parent = path.parent().unwrap_or(Path::new(""));
+        if self.dir.as_ref().is_none_or(|(dir, _)| dir != parent) {
+            self.dir = Some((parent.to_owned(), tree.resolve(parent)?));
+        }
+        let Some((_, dir)) = &self.dir else { unreachable!("it was just set") };
+        let name = path.file_name().unwrap_or_default();
+        match Place::new(dir.as_fd(), name, tree.ids()).open_entry() {
+            Ok(opened) => Ok(opened),
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::OPNOTSUPP) => {
+                Err(HashError::Changed { path: path.to_owned() })
+            }
+            Err(errno) => Err(build_engine_rootfs::Error::new("open", path, errno).into()),
+        }
+    }
+}
+
+/// Hashes what BuildKit's content hash has before the content: a tar header's fields, by their names.
+fn hash_header(hasher: &mut Hasher, entry: &Entry) {
     let stat = &entry.metadata;
     let (kind, link): (u8, &[u8]) = match stat.kind {
         Kind::File | Kind::Socket => (b'0', b""),
@@ -574,7 +763,6 @@ fn file_digest(
     };
     let mode = if stat.kind == Kind::Symlink { 0o777 } else { stat.mode };
     let size = if stat.kind == Kind::File { stat.size } else { 0 };
-    let mut hasher = Hasher::new();
     let header = format!("namemode{mode}uid{}gid{}size{size}typeflag{}linkname", stat.uid, stat.gid, char::from(kind));
     hasher.update(header.as_bytes());
     hasher.update(link);
@@ -588,34 +776,6 @@ fn file_digest(
         hasher.update(bytes);
         hasher.update(value);
     }
-    if stat.kind == Kind::File && stat.size > 0 {
-        let changed = || HashError::Changed { path: path.to_owned() };
-        let read = |source| HashError::Read { path: path.to_owned(), source };
-        let mut file = view.open_file(path)?;
-        let before = hasher.size_bytes();
-        let mut buffer = vec![0; 128 << 10];
-        loop {
-            match file.read(&mut buffer).map_err(read)? {
-                0 => break,
-                got => hasher.update(&buffer[..got]),
-            }
-        }
-        if hasher.size_bytes() - before != stat.size {
-            return Err(changed());
-        }
-    }
-    if stat.kind == Kind::File || index.is_some() {
-        let after = view.tree().metadata(path, false)?;
-        let state = |metadata: &Metadata| (metadata.identity(), metadata.size, metadata.mtime, metadata.ctime);
-        if state(&after) != state(metadata) {
-            return Err(HashError::Changed { path: path.to_owned() });
-        }
-    }
-    let digest = hasher.finish();
-    if let Some(index) = index {
-        index.put(path, metadata, &digest);
-    }
-    Ok(digest)
 }
 
 /// The clean absolute path, the root as the empty one.
@@ -625,6 +785,14 @@ fn key_path(path: &str) -> Vec<u8> {
         return Vec::new();
     }
     [b"/", clean.as_os_str().as_bytes()].concat()
+}
+
+/// The key of a path that is relative to the root and clean.
+fn key_of_path(path: &Path) -> Key {
+    if path.as_os_str().is_empty() {
+        return Key::new();
+    }
+    slashes_to_zeros(&[b"/", path.as_os_str().as_bytes()].concat())
 }
 
 fn key_of(path: &str) -> Key {
@@ -717,7 +885,8 @@ mod tests {
         let view = View::context(tree).with_filter(&root);
         let mut hash = ContentHash::new(view, None).unwrap();
         // A snapshot's root has a header of its own.
-        hash.records.get_mut(&[0][..]).unwrap().digest = None;
+        let root = hash.records.position(&[0]).unwrap();
+        hash.records[root].digest = None;
         match hash.digest(question) {
             Ok(digest) => digest.to_string(),
             Err(error) => error.to_string(),

@@ -23,6 +23,7 @@ use build_engine_dockerfile::glob_match;
 use build_engine_dockerfile::ignore::{Ignore, IgnoreError, WalkState};
 use build_engine_rootfs::{Attributes, Device, Entry, Kind, Metadata, Time, Tree, clean};
 
+use crate::content_hash::PAUSES;
 use crate::layer::{ApplyOptions, LayerError, Unpack, compress};
 
 pub use mode::{InvalidMode, ModeChange};
@@ -129,6 +130,11 @@ pub enum CopyError {
 }
 
 impl CopyError {
+    /// Whether a file changed while it was read.
+    pub fn is_change(&self) -> bool {
+        matches!(self, Self::Changed { .. } | Self::Content { source: LayerError::Changed { .. }, .. })
+    }
+
     /// For a path of the source that was there a moment ago.
     fn reading(path: &Path, error: build_engine_rootfs::Error) -> Self {
         if error.is_not_found() { Self::Changed { path: path.to_owned() } } else { Self::Tree(error) }
@@ -297,6 +303,9 @@ impl<'a, 'b> Copier<'a, 'b> {
     /// The entry as it is to be written: owner, mode and time of the copy.
     fn entry(&self, from: &Path) -> Result<Entry, CopyError> {
         let mut entry = self.source.read_entry(from).map_err(|error| CopyError::reading(from, error))?;
+        if !self.source.is_as_listed(from, &entry.metadata) {
+            return Err(CopyError::Changed { path: from.to_owned() });
+        }
         self.describe(&mut entry.metadata);
         Ok(entry)
     }
@@ -372,8 +381,20 @@ impl<'a, 'b> Copier<'a, 'b> {
                 return Ok(());
             }
         }
-        let entry = self.entry(from)?;
-        self.sink.put(to, &entry, self.source, from)
+        let mut pauses = PAUSES.iter();
+        loop {
+            let put = self.entry(from).and_then(|entry| self.sink.put(to, &entry, self.source, from));
+            match (put, pauses.next()) {
+                // Somebody writes it; that may be over in a moment.
+                (Err(error), Some(pause)) if error.is_change() && self.source.is_context() => {
+                    std::thread::sleep(*pause);
+                    if self.sink.find(to)?.is_some() {
+                        self.sink.remove(to)?;
+                    }
+                }
+                (put, _) => return put,
+            }
+        }
     }
 
     fn directory(

@@ -14,8 +14,8 @@ use build_engine_rootfs::Tree;
 
 use crate::content::BlobWriter;
 use crate::error::{Error, Result, is_no_space};
-use crate::layer::compress::{Compression, FramedWriter, decompress};
-use crate::layer::{self, ApplyOptions, Entries, LayerError, TreeEntries, WriteOptions};
+use crate::layer::compress::{Compression, decompress};
+use crate::layer::{self, ApplyOptions, Entries, LayerError, TreeEntries, WriteOptions, WrittenBlob};
 use crate::layout::Store;
 use crate::partial::Following;
 use crate::snapshot::{LayerId, Snapshot};
@@ -23,6 +23,9 @@ use crate::state::{Form, IMPORTED};
 
 /// Most layers of an image that are unpacked. Other engines stop at 127; an overlay takes 500, and what is more is folded.
 const MOST_LAYERS: usize = 1000;
+
+/// How the names of compressions begin whose archives have something that the layer has not.
+const WITH_TABLE: &str = "estargz ";
 
 /// A layer as a blob.
 #[derive(Debug, Clone, PartialEq)]
@@ -96,23 +99,90 @@ impl Store {
         epoch: Option<i64>,
     ) -> Result<LayerBlob> {
         let failed = |error| layer_error(layer, error);
-        let mut frames = FramedWriter::new(self.blob_writer()?, compression);
-        let written = layer::write(entries, WriteOptions { epoch }, &mut frames).map_err(failed)?;
-        let writer = frames.finish().map_err(|error| failed(LayerError::Write(error)))?;
+        let known = || self.known_frames(compression);
+        let mut writer = self.blob_writer()?;
+        let written = layer::write_blob(entries, WriteOptions { epoch }, compression, &known, &mut writer);
+        self.finish_written(writer, compression, written.map_err(failed)?)
+    }
+
+    /// Returns the archive of a blob of this store, compressed in another way. Who asks at the same time waits for the first.
+    ///
+    /// # Errors
+    /// [`Error::UnknownBlob`] if it is not there; [`Error::Layer`] if it is no layer; [`Error::Mismatch`] if its archive has
+    /// another hash than `diff_id`.
+    pub fn recompressed_blob(
+        &self,
+        from: &Descriptor,
+        diff_id: &DiffId,
+        compression: Compression,
+    ) -> Result<LayerBlob> {
+        let Descriptor { digest, size, .. } = from;
+        let name = compression_name(compression);
+        let layer = digest.to_string();
+        let known = || -> Result<Option<LayerBlob>> {
+            let Some(form) = self.form(&layer, &name, "")? else { return Ok(None) };
+            let (digest, size) = (&form.descriptor.digest, form.descriptor.size);
+            self.created("blob", &digest.to_string())?;
+            Ok(self.has_blob(digest, Some(size)).then(|| form.into()))
+        };
+        if let Some(blob) = known()? {
+            return Ok(blob);
+        }
+        let _claim = self.claim(&format!("blob of {layer} {name}"))?;
+        if let Some(blob) = known()? {
+            return Ok(blob);
+        }
+        let failed = |error| layer_error(&layer, error);
+        let Some((file, _)) = self.open_blob(digest, Some(*size))? else {
+            return Err(Error::UnknownBlob(digest.clone()));
+        };
+        let plain = decompress(file).map_err(|error| failed(LayerError::of_reading(error, 0)))?;
+        let mut hashed = Tee { reader: plain, sink: Sink::Hash(Hasher::new()) };
+        let mut writer = self.blob_writer()?;
+        let frames = || self.known_frames(compression);
+        let written = layer::rewrite_blob(&mut hashed, compression, &frames, &mut writer).map_err(failed)?;
+        if let Sink::Hash(hasher) = hashed.sink {
+            let size_bytes = hasher.size_bytes();
+            let actual = hasher.finish();
+            if actual != *diff_id.as_digest() {
+                let (expected, actual) = (diff_id.to_string(), actual.to_string());
+                return Err(Error::Mismatch {
+                    what: format!("content of layer {digest}:"),
+                    expected,
+                    actual,
+                    size_bytes,
+                });
+            }
+        }
+        let blob = self.finish_written(writer, compression, written)?;
+        self.save_form(&Form {
+            layer,
+            compression: name,
+            epoch: String::new(),
+            diff_id: blob.diff_id.as_digest().clone(),
+            descriptor: blob.descriptor.clone(),
+            uncompressed_bytes: blob.uncompressed_bytes,
+            base: String::new(),
+        })?;
+        Ok(blob)
+    }
+
+    fn finish_written(&self, writer: BlobWriter, compression: Compression, written: WrittenBlob) -> Result<LayerBlob> {
+        let WrittenBlob { archive, frames, annotations } = written;
         let (digest, size) = writer.commit(None)?;
-        Ok(LayerBlob {
-            descriptor: Descriptor::new(media_type_of(compression), digest, size),
-            diff_id: written.diff_id,
-            uncompressed_bytes: written.size_bytes,
-        })
+        self.save_frames(compression, &digest, &frames);
+        let mut descriptor = Descriptor::new(media_type_of(compression), digest, size);
+        descriptor.annotations = annotations;
+        Ok(LayerBlob { descriptor, diff_id: archive.diff_id, uncompressed_bytes: archive.size_bytes })
     }
 
     /// Returns a layer with this diff ID that can stand on top of `base`, if there is one.
     pub fn layer_for_diff_id(&self, diff_id: &DiffId, base: &Snapshot) -> Result<Option<LayerId>> {
         let base = base_name(base);
         for form in self.forms_of_diff_id(diff_id.as_digest())? {
-            // A form with rewritten times is another archive than its tree would give.
+            // A form with rewritten times, or with a table of contents, is another archive than its tree would give.
             if form.epoch.is_empty()
+                && !form.compression.starts_with(WITH_TABLE)
                 && (form.base.is_empty() || form.base == base)
                 && let Ok(layer) = form.layer.parse()
                 && self.has_layer(&layer)
@@ -305,14 +375,30 @@ fn compression_name(compression: Compression) -> String {
         Compression::Uncompressed => "uncompressed".to_owned(),
         Compression::Gzip { level } => format!("gzip {level}"),
         Compression::Zstd { level } => format!("zstd {level}"),
+        Compression::Estargz { level } => format!("{WITH_TABLE}{level}"),
+        Compression::ZstdChunked { level } => format!("zstd:chunked {level}"),
     }
+}
+
+/// Whether a blob is compressed as `compression` says, at whatever level.
+pub fn is_compressed(descriptor: &Descriptor, compression: Compression) -> bool {
+    let has = |key: &str| descriptor.annotations.contains_key(key);
+    let (estargz, chunked) = (has(layer::ESTARGZ_DIGEST), has(layer::CHUNKED_DIGEST));
+    media_type::to_oci(&descriptor.media_type) == media_type_of(compression)
+        && match compression {
+            Compression::Uncompressed => true,
+            Compression::Gzip { .. } => !estargz,
+            Compression::Zstd { .. } => !chunked,
+            Compression::Estargz { .. } => estargz,
+            Compression::ZstdChunked { .. } => chunked,
+        }
 }
 
 fn media_type_of(compression: Compression) -> &'static str {
     match compression {
         Compression::Uncompressed => media_type::OCI_LAYER,
-        Compression::Gzip { .. } => media_type::OCI_LAYER_GZIP,
-        Compression::Zstd { .. } => media_type::OCI_LAYER_ZSTD,
+        Compression::Gzip { .. } | Compression::Estargz { .. } => media_type::OCI_LAYER_GZIP,
+        Compression::Zstd { .. } | Compression::ZstdChunked { .. } => media_type::OCI_LAYER_ZSTD,
     }
 }
 

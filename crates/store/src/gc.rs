@@ -212,7 +212,7 @@ impl Store {
         }
         let (cache_mounts, bytes) = if all { self.remove_cache_mounts()? } else { (0, 0) };
         let indexes = self.remove_stat_indexes(all)?;
-        let more = interrupted + bytes + indexes;
+        let more = interrupted + bytes + indexes + self.remove_frame_tables()?;
         pruned.map(|pruned| Pruned { cache_mounts, size_bytes: pruned.size_bytes + more, ..pruned })
     }
 
@@ -297,6 +297,12 @@ impl Store {
             let is_made = digest.parse().is_ok_and(|digest| self.has_blob(&digest, None));
             if blobs.contains(digest) && !(all && is_made) {
                 layers.insert(layer.clone());
+            }
+        }
+        // What was made of another blob is nothing without its own.
+        for (layer, digest) in forms.iter().filter(|(layer, _)| layer.parse::<Digest>().is_ok()) {
+            if !blobs.contains(digest) {
+                db.execute("DELETE FROM forms WHERE layer = ?1 AND digest = ?2", [layer, digest])?;
             }
         }
         blobs.extend(forms.into_iter().filter(|(layer, _)| layers.contains(layer)).map(|(_, digest)| digest));

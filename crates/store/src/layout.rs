@@ -127,7 +127,7 @@ struct Version {
 }
 
 /// The directories of a store, parents first.
-const DIRECTORIES: [&str; 12] = [
+const DIRECTORIES: [&str; 13] = [
     "content",
     "content/blobs",
     "content/blobs/sha256",
@@ -137,6 +137,7 @@ const DIRECTORIES: [&str; 12] = [
     "claims",
     "leases",
     "contexts",
+    "frames",
     "cachemounts",
     "empty",
     "empty/0",

@@ -14,6 +14,7 @@
 //! leases/<owner>        locked for as long as a process has something unfinished or in use
 //! claims/<sha256>       locked while the work that the key stands for is being done
 //! contexts/, cachemounts/  stat indexes of build contexts; trees of cache mounts
+//! frames/              where the frames of blobs are, to be copied
 //! reserve, empty/       space for pruning a full disk; what an overlay of nothing is made of
 //! state.db              SQLite: names, cache records, forms of layers, history
 //! ```
@@ -30,6 +31,7 @@ pub mod copy;
 mod durable;
 mod error;
 pub mod forms;
+mod frame_tables;
 pub mod gc;
 pub mod layer;
 pub mod layout;

@@ -40,19 +40,19 @@ const FORGOTTEN: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
 /// File systems (`f_type` of `statfs`) on which inodes and times are somebody else's: NFS, SMB, CIFS, FUSE, 9p, AFS,
 /// Ceph, Coda, VirtualBox' shared folders.
-const REMOTE: [u64; 12] = [
-    0x6969,
-    0x517B,
-    0xFF53_4D42,
-    0xFE53_4D42,
-    0x6573_5546,
-    0x0102_1997,
-    0x5346_414F,
-    0x6B41_4653,
-    0x00C3_6400,
-    0x7375_7245,
-    0x786F_4256,
-    0x0BD0_0BD0,
+const REMOTE: [(u64, &str); 12] = [
+    (0x6969, "NFS"),
+    (0x517B, "SMB"),
+    (0xFF53_4D42, "CIFS"),
+    (0xFE53_4D42, "SMB 2"),
+    (0x6573_5546, "FUSE"),
+    (0x0102_1997, "9p"),
+    (0x5346_414F, "AFS"),
+    (0x6B41_4653, "AFS"),
+    (0x00C3_6400, "Ceph"),
+    (0x7375_7245, "Coda"),
+    (0x786F_4256, "a shared folder of VirtualBox"),
+    (0x0BD0_0BD0, "Lustre"),
 ];
 
 /// Digests of the files of one context.
@@ -110,11 +110,7 @@ impl StatIndex {
     pub fn open(store: &Store, path: &Path, tree: &Tree) -> Self {
         let name = Digest::sha256(path.as_os_str().as_bytes());
         let file = store.inner.root.join("contexts").join(name.hex());
-        let local = rustix::fs::fstatfs(tree.fd()).is_ok_and(|stat| {
-            #[allow(clippy::cast_sign_loss, clippy::unnecessary_cast, reason = "a magic number; its type differs")]
-            let kind = stat.f_type as u64 & 0xFFFF_FFFF;
-            !REMOTE.contains(&kind)
-        });
+        let local = rustix::fs::fstatfs(tree.fd()).is_ok_and(|stat| remote(&stat).is_none());
         let root = tree.metadata("", false).ok().filter(|_| local).map(|metadata| (metadata.dev, metadata.ino));
         let mut index = Self {
             store: store.clone(),
@@ -132,6 +128,11 @@ impl StatIndex {
             index.rows.clear();
         }
         index
+    }
+
+    /// The kind of file system that `path` is on, if no index is kept there.
+    pub fn unreliable(path: &Path) -> Option<&'static str> {
+        rustix::fs::statfs(path).ok().and_then(|stat| remote(&stat))
     }
 
     /// Whether digests are remembered; not on file systems of other machines and of user programs.
@@ -253,10 +254,16 @@ impl Index for StatIndex {
         if !same_device || too_long || nanoseconds(metadata.ctime) + i128::from(margin) > self.opened {
             return;
         }
-        let Some(digest) = raw(digest) else { return };
+        let Some(digest) = digest.sha256_bytes() else { return };
         let row = (path.to_owned(), State::of(metadata), digest);
         self.learnt.lock().unwrap_or_else(PoisonError::into_inner).push(row);
     }
+}
+
+fn remote(stat: &rustix::fs::StatFs) -> Option<&'static str> {
+    #[allow(clippy::cast_sign_loss, clippy::unnecessary_cast, reason = "a magic number; its type differs")]
+    let kind = stat.f_type as u64 & 0xFFFF_FFFF;
+    REMOTE.iter().find(|(magic, _)| *magic == kind).map(|(_, name)| *name)
 }
 
 fn nanoseconds(time: Time) -> i128 {
@@ -266,19 +273,6 @@ fn nanoseconds(time: Time) -> i128 {
 fn now() -> i128 {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     i128::try_from(since.as_nanos()).unwrap_or(i128::MAX)
-}
-
-/// The bytes of a SHA-256 digest.
-fn raw(digest: &Digest) -> Option<[u8; 32]> {
-    let mut bytes = [0; 32];
-    let hex = digest.hex();
-    if hex.len() != 64 {
-        return None;
-    }
-    for (byte, at) in bytes.iter_mut().zip((0..64).step_by(2)) {
-        *byte = u8::from_str_radix(hex.get(at..at + 2)?, 16).ok()?;
-    }
-    Some(bytes)
 }
 
 /// Writes rows: each path is the number of bytes that it shares with the one before, and the rest.

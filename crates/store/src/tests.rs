@@ -19,6 +19,7 @@ use rustix::io::Errno;
 use serde_json::json;
 
 use crate::durable::failpoints::{Action, arm, disarm};
+use crate::forms::is_compressed;
 use crate::layer::compress::Compression;
 use crate::{ActiveLayer, BlobState, CommitInfo, Error, Ids, LayerId, NewRecord, Snapshot, Store, StoreOptions};
 
@@ -929,6 +930,45 @@ fn privileged_a_full_disk_is_said_so_and_prune_still_works() {
     let output = child(NAME, &["unshare", "-m"], &dir.path().join("disk"), "run").output().unwrap();
     let text = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stdout));
+}
+
+/// A blob that came from elsewhere is compressed anew once, as long as it is used.
+#[test]
+fn f2_008_a_blob_is_compressed_anew_and_remembered() {
+    let (_dir, store) = new_store();
+    let id = layer(&store, &Snapshot::scratch(), |dir| fs::write(dir.join("f"), vec![7; 100_000]).unwrap());
+    let from = store.layer_blob(&id, Compression::Uncompressed, None).unwrap();
+    let rows = || -> i64 {
+        store
+            .database(|db| db.query_row("SELECT count(*) FROM forms WHERE layer LIKE 'sha256:%'", [], |row| row.get(0)))
+            .unwrap()
+    };
+    let lease = store.lease().unwrap();
+    lease.hold_blob(&from.descriptor.digest).unwrap();
+    let estargz = Compression::Estargz { level: 1 };
+    for compression in [Compression::GZIP, Compression::ZSTD, estargz, Compression::ZstdChunked { level: 1 }] {
+        assert!(!is_compressed(&from.descriptor, compression));
+        let blob = store.recompressed_blob(&from.descriptor, &from.diff_id, compression).unwrap();
+        assert!(is_compressed(&blob.descriptor, compression), "{:?}", blob.descriptor);
+        assert_eq!(blob.diff_id != from.diff_id, compression == estargz);
+        assert_eq!(store.layer_blob(&id, compression, None).unwrap(), blob);
+        // From the form that it has now, too, and without reading the first one again.
+        let path = store.blob_path(&from.descriptor.digest);
+        let bytes = fs::read(&path).unwrap();
+        fs::remove_file(&path).unwrap();
+        assert_eq!(store.recompressed_blob(&from.descriptor, &from.diff_id, compression).unwrap(), blob);
+        fs::write(&path, bytes).unwrap();
+    }
+    let wrong = Digest::sha256(b"other").into();
+    let error = store.recompressed_blob(&from.descriptor, &wrong, Compression::Zstd { level: 9 }).unwrap_err();
+    assert!(matches!(error, Error::Mismatch { .. }), "{error:?}");
+    let unknown = Descriptor::new(media_type::OCI_LAYER, Digest::sha256(b"none"), 5);
+    let error = store.recompressed_blob(&unknown, &from.diff_id, Compression::GZIP).unwrap_err();
+    assert!(matches!(error, Error::UnknownBlob(_)), "{error:?}");
+    assert_eq!(rows(), 4);
+    drop(lease);
+    store.prune(true).unwrap();
+    assert_eq!(rows(), 0);
 }
 
 /// F05, F07: several processes build on one store while another prunes.

@@ -71,7 +71,8 @@ impl Ahead {
 
     /// How to compress the layer of `vertex`, if nobody needs its tree.
     pub(super) fn streams(&self, vertex: &Vertex) -> Option<Compression> {
-        self.compression.filter(|_| self.streamed.contains(vertex.digest()))
+        // A blob that has more than the files of its layer is not one that the tree can be made of.
+        self.compression.filter(|it| it.keeps_archive() && self.streamed.contains(vertex.digest()))
     }
 
     /// The work that the layer which `vertex` has made on top of others gives: compressing it, and pushing it. What goes

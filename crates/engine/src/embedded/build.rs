@@ -457,6 +457,8 @@ impl Engine {
             lease: Arc::clone(&sources.lease),
             read_sources: lowered.map(read_sources).unwrap_or_default(),
             ahead: lowered.map(|lowered| Ahead::new(request, lowered)).unwrap_or_default(),
+            fast_paths: request.fast_paths,
+            unkeyed: Mutex::default(),
             aside: Mutex::default(),
             network_wanted: lowered.is_some_and(runs_in_default_network).into(),
         })

@@ -37,7 +37,8 @@ pub(super) enum Blobs {
 }
 
 impl Blobs {
-    fn open(&self, descriptor: &Descriptor) -> io::Result<Box<dyn Read>> {
+    /// Opens a blob, which is verified as it is read.
+    pub(super) fn open(&self, descriptor: &Descriptor) -> io::Result<Box<dyn Read>> {
         let reader: Box<dyn Read> = match self {
             Self::Store(store) => match store.open_blob(&descriptor.digest, Some(descriptor.size)) {
                 Ok(Some((file, _))) => Box::new(file),

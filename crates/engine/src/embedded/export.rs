@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use build_engine_graph::{Event, EventSink};
 use build_engine_oci::{Descriptor, Digest, ImageConfig, Platform, Reference};
+use build_engine_store::forms::is_compressed;
 use build_engine_store::layer::{self, compress};
 use build_engine_store::{LayerId, Lease, Snapshot, Store};
 use futures::future::try_join_all;
@@ -17,7 +18,7 @@ use super::build::{blocking, is_on, step_error};
 use super::bundle::{Blobs, Bundle, to_dest, write_layout};
 use super::events::Work;
 use super::files;
-use super::load::load;
+use super::load::Load;
 use super::ops::{Part, Parts, StepError};
 use super::push::Push;
 use super::sources::{Images, PinnedImage};
@@ -139,14 +140,15 @@ impl Export<'_> {
                 }
                 Ok(())
             }
-            Output::Load { sockets, names, options } => {
-                let image = self.assemble(options, Need::Bytes, work).await?;
+            Output::Load { target, names, options } => {
+                // The daemon may have what the store lacks.
+                let image = self.assemble(options, Need::Origin, work).await?;
                 let names = all_names(self.request, names);
                 tell(outcome, &image);
                 outcome.names.extend(names.iter().cloned());
-                let blobs = Blobs::Store(store);
-                let socket = load(sockets, &blobs, &image.bundle, &names).await?;
-                work.part(format!("loaded into the daemon at {}", socket.display()), true);
+                let load = Load { store: &store, images: &self.images, bundle: &image.bundle, names: &names, work };
+                let daemon = load.run(target).await?;
+                work.part(format!("loaded into {daemon}"), true);
                 Ok(())
             }
             Output::Oci { dest, tar, names, options } | Output::Docker { dest, tar, names, options } => {
@@ -266,9 +268,17 @@ impl Export<'_> {
                     });
                     try_join_all(made).await?
                 }
-                Part::Image(image) => self.unread_layers(image, need).await?,
+                Part::Image(image) => {
+                    let need = if options.force_compression { Need::Bytes } else { need };
+                    self.unread_layers(image, need).await?
+                }
             };
-            layers.extend(more);
+            if options.force_compression {
+                let wanted = compression(options.compression);
+                layers.extend(try_join_all(more.into_iter().map(|layer| self.recompressed(layer, wanted))).await?);
+            } else {
+                layers.extend(more);
+            }
         }
         Ok(layers)
     }
@@ -302,6 +312,24 @@ impl Export<'_> {
             return Err(step_error(gone(&layer.descriptor)));
         }
         Ok(layer)
+    }
+
+    /// A layer whose blob is compressed as it is wanted, whoever made it.
+    async fn recompressed(&self, layer: ImageLayer, wanted: compress::Compression) -> Result<ImageLayer, BuildError> {
+        if is_compressed(&layer.descriptor, wanted) {
+            return Ok(layer);
+        }
+        let (store, lease) = (self.parts.store.clone(), Arc::clone(&self.lease));
+        blocking(move || {
+            let failed = |error: &build_engine_store::Error| StepError::store("cannot compress a layer anew", error);
+            let blob = store.recompressed_blob(&layer.descriptor, &layer.diff_id, wanted).map_err(|it| failed(&it))?;
+            if !lease.hold_blob(&blob.descriptor.digest).map_err(|error| failed(&error))? {
+                return Err(gone(&blob.descriptor));
+            }
+            let (descriptor, diff_id, size_bytes) = (blob.descriptor, blob.diff_id, blob.uncompressed_bytes);
+            Ok(ImageLayer { descriptor, diff_id, size_bytes, ..layer })
+        })
+        .await
     }
 
     /// The layers of an image that no step has read a file of.
@@ -369,6 +397,10 @@ pub(super) fn compression(compression: Compression) -> compress::Compression {
         Compression::Uncompressed => compress::Compression::Uncompressed,
         Compression::Gzip(level) => compress::Compression::Gzip { level: level.map_or(GZIP_LEVEL, i32::from) },
         Compression::Zstd(level) => compress::Compression::Zstd { level: level.map_or(ZSTD_LEVEL, i32::from) },
+        Compression::Estargz(level) => compress::Compression::Estargz { level: level.map_or(GZIP_LEVEL, i32::from) },
+        Compression::ZstdChunked(level) => {
+            compress::Compression::ZstdChunked { level: level.map_or(ZSTD_LEVEL, i32::from) }
+        }
     }
 }
 

@@ -3,7 +3,8 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError};
 
 use build_engine_graph::{
     Event, EventSink, FileAction, FileActionKind, FileCopy, FileOp, Owner, UserRef, Vertex, Warning,
@@ -24,15 +25,34 @@ use crate::context::visibility;
 use crate::{ExitKind, Report};
 
 /// Hashes what a vertex selects of `output`.
-pub(super) fn content_digest(store: &Store, output: &Output, selector: &ContentSelector) -> Result<Digest, StepError> {
+///
+/// The files of a context are listed once per build, and looked up in its stat index where `fast`.
+pub(super) fn content_digest(
+    store: &Store,
+    output: &Output,
+    selector: &ContentSelector,
+    fast: bool,
+) -> Result<Digest, StepError> {
     let readable = Readable::open(store, output)?;
-    let index = match output {
-        Output::Context(context) => Some(StatIndex::open(store, &context.path, readable.tree())),
+    let mut hashed = match output {
+        Output::Context(context) => Some(context.hashed.lock().unwrap_or_else(PoisonError::into_inner)),
         Output::Snapshot(_) | Output::Lazy(_) => None,
     };
-    let known = index.as_ref().filter(|index| index.is_kept()).map(|index| index as &dyn Index);
-    readable.with_view(|view| {
-        let mut hash = ContentHash::new(view, known).map_err(|error| hash_error(error, "/", output))?;
+    if let (Output::Context(context), Some(hashed)) = (output, hashed.as_deref_mut())
+        && hashed.index.is_none()
+    {
+        hashed.index = fast.then(|| StatIndex::open(store, &context.path, readable.tree()));
+    }
+    let (listing, index) = match hashed.as_deref_mut() {
+        Some(hashed) => (hashed.listing.take(), hashed.index.as_ref()),
+        None => (None, None),
+    };
+    let known = index.filter(|index| index.is_kept()).map(|index| index as &dyn Index);
+    let (digest, listing) = readable.with_view(|view| {
+        let mut hash = match listing {
+            Some(listing) => ContentHash::resume(view, known, listing),
+            None => ContentHash::new(view, known).map_err(|error| hash_error(error, "/", output))?,
+        };
         let mut digests = Vec::with_capacity(selector.paths.len().max(1));
         for path in &selector.paths {
             digests.push(
@@ -51,20 +71,56 @@ pub(super) fn content_digest(store: &Store, output: &Output, selector: &ContentS
             let all = hash.digest(&Question { path: "/".into(), ..Question::default() });
             digests.push(all.map_err(|error| hash_error(error, "/", output))?);
         }
-        if let Some(index) = &index
-            && let Err(error) = index.save(&hash.into_listing())
+        let listing = hash.into_listing();
+        if let Some(index) = index
+            && let Err(error) = index.save(&listing)
         {
             // The next build reads the files again.
             tracing::warn!(%error, "digests of the context are not remembered");
         }
-        match &digests[..] {
-            [digest] => Ok(digest.clone()),
+        let digest = match &digests[..] {
+            [digest] => digest.clone(),
             digests => {
                 let mut hasher = Hasher::new();
                 digests.iter().for_each(|digest| hasher.update(format!("{digest}\n").as_bytes()));
-                Ok(hasher.finish())
+                hasher.finish()
+            }
+        };
+        Ok((digest, listing))
+    })?;
+    if let Some(mut hashed) = hashed {
+        hashed.listing = Some(listing);
+    }
+    Ok(digest)
+}
+
+/// What of a context is not any more as it was when `selector` was hashed, if anything.
+///
+/// Asked after a step has read the files: if nothing is different then, the step has read what its key says.
+pub(super) fn changed_since(
+    store: &Store,
+    context: &Arc<LocalContext>,
+    selector: &ContentSelector,
+) -> Result<Option<PathBuf>, StepError> {
+    let hashed = context.hashed.lock().unwrap_or_else(PoisonError::into_inner);
+    let Some(listing) = &hashed.listing else { return Ok(None) };
+    let output = Output::Context(Arc::clone(context));
+    Readable::open(store, &output)?.with_view(|view| {
+        let failed = |error, path: &str| hash_error(error, path, &output);
+        if selector.paths.is_empty() {
+            return listing.changed(view, Path::new("")).map_err(|error| failed(error, "/"));
+        }
+        for selected in &selector.paths {
+            // What a pattern matches may be anywhere.
+            let path = if selected.wildcard { "/" } else { &selected.path };
+            let Some(found) = copy::find(view, path).map_err(|error| copy_error(error, path, Some(&output)))? else {
+                return Ok(Some(PathBuf::from(path)));
+            };
+            if let Some(changed) = listing.changed(view, &found).map_err(|error| failed(error, path))? {
+                return Ok(Some(changed));
             }
         }
+        Ok(None)
     })
 }
 
@@ -212,9 +268,17 @@ fn stream(
     };
     let readable = Readable::open(store, source)?;
     readable.with_view(|view| {
-        let Ok(mut entries) = copy::plan(view, mounted.as_ref().map(MountedTree::tree), &specs, Time::now()) else {
-            return Ok(None);
+        let on_top = mounted.as_ref().map(MountedTree::tree);
+        let planned = match source {
+            // What was listed for the key need not be listed again.
+            Output::Context(context) => {
+                let hashed = context.hashed.lock().unwrap_or_else(PoisonError::into_inner);
+                let view = hashed.listing.as_ref().map_or(view, |listing| view.as_listed(listing));
+                copy::plan(view, on_top, &specs, Time::now())
+            }
+            Output::Snapshot(_) | Output::Lazy(_) => copy::plan(view, on_top, &specs, Time::now()),
         };
+        let Ok(mut entries) = planned else { return Ok(None) };
         let info = CommitInfo { description: vertex.name(), ..CommitInfo::default() };
         match store.commit_streamed(&base, &mut entries, compression, &info) {
             Ok(layer) => Ok(Some(Output::Snapshot(base.with(layer)))),

@@ -8,13 +8,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use build_engine_graph::{Event, EventSink, ExecOp, LogStream, MountKind, Op, SourceOp, Vertex, Warning};
 use build_engine_oci::Digest;
 use build_engine_sandbox as sandbox;
 use build_engine_sandbox::emulation::Execution;
 use build_engine_solver::{CacheMap, ContentSelector, Failure, KeyPart, Ops};
-use build_engine_store::{ActiveLayer, CommitInfo, Snapshot, Store};
+use build_engine_store::{ActiveLayer, CommitInfo, LayerId, Snapshot, StatIndex, Store};
 use futures::future::{BoxFuture, try_join_all};
 use rustix::fs::{Mode, OFlags};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -147,6 +148,10 @@ pub(super) struct BuildOps {
     pub(super) lease: Arc<build_engine_store::Lease>,
     /// Sources whose files some vertex reads: they are fetched as soon as they are wanted. Others may never be.
     pub(super) read_sources: BTreeSet<Digest>,
+    /// Whether shortcuts are taken that change no result.
+    pub(super) fast_paths: bool,
+    /// Layers of which no key says what is in them.
+    pub(super) unkeyed: std::sync::Mutex<BTreeSet<LayerId>>,
     /// What can be done for the outputs before the build is done.
     pub(super) ahead: Ahead,
     /// What of that is being done; it ends with the build.
@@ -209,7 +214,8 @@ impl Ops for BuildOps {
         Box::pin(async move {
             let quiet: Arc<dyn EventSink> = Arc::new(|_: Event| {});
             let output = self.with_files(output, vertex.digest(), &quiet).await.map_err(Failure::new)?;
-            blocking(move || files::content_digest(&parts.store, &output, &selector)).await
+            let fast = self.fast_paths;
+            blocking(move || files::content_digest(&parts.store, &output, &selector, fast)).await
         })
     }
 
@@ -225,6 +231,7 @@ impl Ops for BuildOps {
         events: Arc<dyn EventSink>,
     ) -> BoxFuture<'_, Result<Vec<Output>, Failure>> {
         let vertex = Arc::clone(vertex);
+        let (given, sink) = (inputs.clone(), Arc::clone(&events));
         Box::pin(async move {
             self.expect_exec(&vertex);
             for (edge, input) in vertex.inputs().iter().zip(&inputs) {
@@ -239,7 +246,10 @@ impl Ops for BuildOps {
             let inputs = materialize::bases(&self.parts, &vertex, inputs).await.map_err(Failure::new)?;
             let result = match vertex.op() {
                 Op::Source(source) => match source.identifier.strip_prefix("local://") {
-                    Some(name) => self.local(name, source).map(|context| vec![Output::Context(Arc::new(context))]),
+                    Some(name) => self.local(name, source).map(|context| {
+                        self.tell_of_file_system(&vertex, &context, &*events);
+                        vec![Output::Context(Arc::new(context))]
+                    }),
                     None if http::is_http(&source.identifier) => {
                         self.http.tree(source).await.map(|tree| vec![Output::Snapshot(tree)])
                     }
@@ -267,6 +277,7 @@ impl Ops for BuildOps {
                 Op::Build(_) => Err(internal("a build inside the build was not refused")),
             };
             let outputs = result.map_err(Failure::new)?;
+            self.check_contexts(&vertex, &given, &outputs, &sink).await.map_err(Failure::new)?;
             for output in &outputs {
                 self.keep(output)?;
             }
@@ -281,6 +292,9 @@ impl Ops for BuildOps {
     }
 
     fn save(&self, output: &Output) -> Option<String> {
+        if self.is_unkeyed(output) {
+            return None;
+        }
         match output {
             Output::Snapshot(snapshot) => Some(snapshot.to_string()),
             Output::Context(_) => None,
@@ -307,6 +321,66 @@ impl Ops for BuildOps {
 }
 
 impl BuildOps {
+    /// Says that the digests of a context cannot be remembered, where that is so.
+    fn tell_of_file_system(&self, vertex: &Vertex, context: &LocalContext, events: &dyn EventSink) {
+        if let Some(kind) = StatIndex::unreliable(&context.path).filter(|_| self.fast_paths) {
+            let text = format!(
+                "`{}` is on {kind}, whose inodes and times are not those of its files: what is needed of it is read anew \
+                 in each build\n",
+                context.path.display()
+            );
+            events.emit(Event::Log {
+                vertex: vertex.digest().clone(),
+                stream: LogStream::Stdout,
+                text,
+                at: clock::now(),
+            });
+        }
+    }
+
+    fn is_unkeyed(&self, output: &Output) -> bool {
+        let unkeyed = self.unkeyed.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        !unkeyed.is_empty() && snapshots(output).flat_map(Snapshot::layers).any(|layer| unkeyed.contains(layer))
+    }
+
+    /// Makes sure that files of a context which changed between hashing and reading are in no record: neither the layer
+    /// that has them, nor what is built on it.
+    async fn check_contexts(
+        &self,
+        vertex: &Arc<Vertex>,
+        inputs: &[Output],
+        outputs: &[Output],
+        events: &Arc<dyn EventSink>,
+    ) -> Result<(), StepError> {
+        let mut is_unkeyed = inputs.iter().any(|input| self.is_unkeyed(input));
+        // A layer that was streamed is made of what was listed for the key, or it would not have been made.
+        let streamed = |output: &Output| {
+            let layer = snapshots(output).next().and_then(|made| made.layers().last());
+            layer.is_some_and(|layer| self.parts.store.layer_info(layer).is_ok_and(|info| info.streamed.is_some()))
+        };
+        let to_check = if outputs.iter().all(streamed) { &[] } else { inputs };
+        for (input, key) in to_check.iter().zip(keys::cache_map(vertex).inputs) {
+            let (Output::Context(context), Some(selector)) = (input, key.content) else { continue };
+            if !context.changed.load(Ordering::Relaxed) {
+                let (parts, found) = (Arc::clone(&self.parts), Arc::clone(context));
+                let changed = spawn(move || files::changed_since(&parts.store, &found, &selector)).await?;
+                let Some(path) = changed else { continue };
+                context.changed.store(true, Ordering::Relaxed);
+                let message =
+                    format!("`{}` changed while it was built with, so the result is not cached", path.display());
+                let detail = "A file that is written during the build is better named in the ignore file.".to_owned();
+                let (vertex, rule, url) = (Some(vertex.digest().clone()), String::new(), String::new());
+                events.emit(Event::Warning(Warning { vertex, rule, message, detail, url, place: None }));
+            }
+            is_unkeyed = true;
+        }
+        if is_unkeyed {
+            let mut unkeyed = self.unkeyed.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            unkeyed.extend(outputs.iter().flat_map(snapshots).filter_map(|made| made.layers().last().cloned()));
+        }
+        Ok(())
+    }
+
     /// Begins to make the network of the first command, now that something is not cached: a command may follow.
     fn expect_exec(&self, vertex: &Vertex) {
         // Local sources run in every build.

@@ -2,13 +2,15 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use build_engine_dockerfile::ignore::Ignore;
 use build_engine_frontend::Answer;
 use build_engine_graph::{EventSink, SourceOp};
 use build_engine_oci::{Descriptor, DiffId, Digest, ImageConfig, Platform, Reference, media_type};
-use build_engine_store::{Following, Lease, Snapshot, Store};
+use build_engine_store::content_hash::Listing;
+use build_engine_store::{Following, Lease, Snapshot, StatIndex, Store};
 use tokio::sync::{OnceCell, oneshot};
 use tokio::task::JoinHandle;
 
@@ -19,6 +21,14 @@ use super::remote::{OnProgress, Remote, on_disk};
 use crate::layout::{FoundImage, Layout, LayoutError};
 use crate::{ContextSource, ExitKind, Report};
 
+/// What was found out about a context for keys.
+#[derive(Debug, Default)]
+pub(super) struct Hashed {
+    /// What is in it, listed once for a build.
+    pub(super) listing: Option<Listing>,
+    pub(super) index: Option<StatIndex>,
+}
+
 /// Local files that a build reads in place.
 #[derive(Debug)]
 pub(super) struct LocalContext {
@@ -28,6 +38,10 @@ pub(super) struct LocalContext {
     pub(super) ignore: Ignore,
     /// What the source vertex calls it.
     pub(super) name: String,
+    /// What keys were made from.
+    pub(super) hashed: Mutex<Hashed>,
+    /// Whether it is not as it was then.
+    pub(super) changed: AtomicBool,
     /// What of it was made a snapshot in this build.
     pub(super) materialized: super::materialize::Materialized,
 }
@@ -44,7 +58,14 @@ impl LocalContext {
         let ignore = Ignore::new(&patterns)
             .map_err(|error| StepError::new(ExitKind::Input, Report::new("invalid-ignore-file", error.to_string())))?;
         let name = source.identifier.strip_prefix("local://").unwrap_or(&source.identifier).to_owned();
-        Ok(Self { path: path.to_owned(), ignore, name, materialized: Default::default() })
+        Ok(Self {
+            path: path.to_owned(),
+            ignore,
+            name,
+            materialized: Default::default(),
+            hashed: Mutex::default(),
+            changed: AtomicBool::new(false),
+        })
     }
 }
 

@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::io::Read;
 use std::os::fd::OwnedFd;
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ use build_engine_rootfs::{Entry, Kind, Metadata, Time, Tree, is_layer_xattr};
 use super::sink::Sink;
 use super::view::canonical;
 use super::{CopyError, CopySpec, View, run};
-use crate::layer::{Content, Entries, LayerEntry, LayerError, Unopened, Unpack};
+use crate::layer::{Content, Entries, LayerEntry, LayerError, Listed, Unpack};
 use crate::merged;
 
 /// Computes what [`copy`](fn@super::copy) would make on top of `base` (nothing: an empty tree), to be written as a layer;
@@ -33,8 +33,8 @@ pub fn plan<'a>(
     base: Option<&'a Tree>,
     specs: &[CopySpec],
     clock: Time,
-) -> Result<PlannedEntries<'a>, CopyError> {
-    let mut sink = PlanSink { source, base, clock, planned: BTreeMap::new() };
+) -> Result<PlannedEntries, CopyError> {
+    let mut sink = PlanSink { source, base, clock, planned: ByPath::default(), touched: None };
     for spec in specs {
         run(source, &mut sink, spec)?;
     }
@@ -45,13 +45,63 @@ struct PlanSink<'a> {
     source: View<'a>,
     base: Option<&'a Tree>,
     clock: Time,
-    planned: BTreeMap<PathBuf, Planned>,
+    planned: ByPath,
+    /// The directory that something was put into last, and whether the base has none there.
+    touched: Option<(PathBuf, bool)>,
+}
+
+/// Entries by path, in the order of an archive.
+#[derive(Default)]
+struct ByPath(BTreeMap<Key, Planned>);
+
+/// A path with zeros for slashes: comparing the bytes compares paths component by component.
+type Key = Box<[u8]>;
+
+fn key(path: &Path) -> Key {
+    path.as_os_str().as_bytes().iter().map(|byte| if *byte == b'/' { 0 } else { *byte }).collect()
+}
+
+fn path_of(key: &[u8]) -> PathBuf {
+    let bytes: Vec<u8> = key.iter().map(|byte| if *byte == 0 { b'/' } else { *byte }).collect();
+    OsString::from_vec(bytes).into()
+}
+
+impl ByPath {
+    fn get(&self, path: &Path) -> Option<&Planned> {
+        self.0.get(&key(path))
+    }
+
+    fn get_mut(&mut self, path: &Path) -> Option<&mut Planned> {
+        self.0.get_mut(&key(path))
+    }
+
+    fn contains(&self, path: &Path) -> bool {
+        self.0.contains_key(&key(path))
+    }
+
+    fn insert(&mut self, path: &Path, planned: Planned) {
+        self.0.insert(key(path), planned);
+    }
+
+    fn remove(&mut self, path: &Path) {
+        self.0.remove(&key(path));
+    }
+
+    /// Removes a directory and everything in it.
+    fn remove_all(&mut self, path: &Path) {
+        let dir = key(path);
+        self.0.retain(|key, _| key.strip_prefix(&*dir).is_none_or(|rest| rest.first().is_some_and(|byte| *byte != 0)));
+    }
+
+    fn iter(&self) -> impl DoubleEndedIterator<Item = (PathBuf, &Planned)> {
+        self.0.iter().map(|(key, planned)| (path_of(key), planned))
+    }
 }
 
 struct Planned {
     entry: Entry,
     hard_link: Option<PathBuf>,
-    from: Option<PathBuf>,
+    from: Option<Box<Path>>,
     /// What was listed, if nothing else was read yet.
     listed: Option<Metadata>,
     /// For a directory: the base has none here, so nothing of the base is below it.
@@ -78,89 +128,101 @@ impl PlanSink<'_> {
     /// What the base has at a path that is not planned.
     fn below(&self, path: &Path) -> Result<Option<Metadata>, CopyError> {
         let Some(base) = self.base else { return Ok(None) };
-        let is_fresh = path.parent().and_then(|parent| self.planned.get(parent)).is_some_and(|it| it.is_fresh);
-        if is_fresh { Ok(None) } else { Ok(base.find(path, false)?) }
+        if self.is_in_fresh(path) { Ok(None) } else { Ok(base.find(path, false)?) }
+    }
+
+    /// Whether the base has no such directory as the one that `path` is in.
+    fn is_in_fresh(&self, path: &Path) -> bool {
+        let Some(parent) = path.parent() else { return false };
+        match &self.touched {
+            Some((dir, is_fresh)) if dir == parent => *is_fresh,
+            _ => self.planned.get(parent).is_some_and(|it| it.is_fresh),
+        }
     }
 
     /// Plans a directory of the base as it is, because it, or something in it, changes. Its parents come with it.
     fn copy_up(&mut self, path: &Path) -> Result<(), CopyError> {
-        if path.as_os_str().is_empty() || self.planned.contains_key(path) {
+        if path.as_os_str().is_empty() || self.planned.contains(path) {
             return Ok(());
         }
         self.copy_up(path.parent().unwrap_or(Path::new("")))?;
         let Some(base) = self.base else { return Err(CopyError::NotFound { path: path.to_owned() }) };
         let entry = base.read_entry(path)?;
-        self.planned.insert(path.to_owned(), Planned::directory(entry, false));
+        self.planned.insert(path, Planned::directory(entry, false));
         Ok(())
     }
 
     /// A directory in which something is made or removed changes with it.
     fn touch_parent(&mut self, path: &Path) -> Result<(), CopyError> {
         let parent = path.parent().unwrap_or(Path::new(""));
-        if !self.planned.contains_key(parent) {
-            self.copy_up(parent)?;
+        if self.touched.as_ref().is_some_and(|(dir, _)| dir == parent) {
+            return Ok(());
         }
+        self.copy_up(parent)?;
+        let mut is_fresh = false;
         if let Some(planned) = self.planned.get_mut(parent) {
             planned.entry.metadata.mtime = self.clock;
+            is_fresh = planned.is_fresh;
         }
+        self.touched = Some((parent.to_owned(), is_fresh));
         Ok(())
     }
 
     fn insert(&mut self, path: &Path, mut planned: Planned) -> Result<(), CopyError> {
         self.touch_parent(path)?;
         planned.replaces = self.planned.get(path).is_some_and(Planned::is_whiteout);
-        self.planned.insert(path.to_owned(), planned);
+        self.planned.insert(path, planned);
         Ok(())
     }
 }
 
 impl<'a> PlanSink<'a> {
     /// Leaves out what equals the base, as a commit does.
-    fn into_entries(mut self) -> Result<PlannedEntries<'a>, CopyError> {
+    fn into_entries(mut self) -> Result<PlannedEntries, CopyError> {
         // Those that users note are part of a tree, but of no blob.
         let noted = |planned: &Planned| planned.entry.xattrs.keys().any(|name| !is_layer_xattr(name));
         if let Some((path, _)) = self.planned.iter().find(|(_, planned)| noted(planned)) {
-            return Err(CopyError::Unplannable { path: path.clone() });
+            return Err(CopyError::Unplannable { path });
         }
         let linked = self.order_links();
         if let Some(base) = self.base {
             let mut same = Vec::new();
-            for (path, planned) in &self.planned {
-                let is_linked = planned.hard_link.is_some() || linked.contains(path);
-                if planned.replaces && !is_linked && self.equals(base, path, planned)? {
-                    same.push(path.clone());
+            for (path, planned) in self.planned.iter().filter(|(_, planned)| planned.replaces) {
+                let is_linked = planned.hard_link.is_some() || linked.contains(&path);
+                if !is_linked && self.equals(base, &path, planned)? {
+                    same.push(path);
                 }
             }
             for path in same {
                 self.planned.remove(&path);
             }
-            let mut filled: Option<PathBuf> = None;
+            let mut filled: Option<&[u8]> = None;
             let mut unchanged = Vec::new();
-            for (path, planned) in self.planned.iter().rev() {
-                let is_filled = filled.as_ref().is_some_and(|inside| inside.starts_with(path));
-                if planned.entry.metadata.is_dir()
-                    && !planned.is_fresh
-                    && !is_filled
-                    && merged::same_entry(&planned.entry, &base.read_entry(path)?)
-                {
-                    unchanged.push(path.clone());
-                } else {
-                    filled = Some(path.clone());
+            for (key, planned) in self.planned.0.iter().rev() {
+                if planned.entry.metadata.is_dir() && !planned.is_fresh {
+                    let path = path_of(key);
+                    let is_filled = filled.is_some_and(|inside| path_of(inside).starts_with(&path));
+                    if !is_filled && merged::same_entry(&planned.entry, &base.read_entry(&path)?) {
+                        unchanged.push(path);
+                        continue;
+                    }
                 }
+                filled = Some(key);
             }
             for path in unchanged {
                 self.planned.remove(&path);
             }
         }
-        Ok(PlannedEntries { source: self.source, planned: self.planned.into_iter(), dir: None })
+        let tree = Arc::new(self.source.tree().try_clone()?);
+        Ok(PlannedEntries { tree, planned: self.planned.0.into_iter(), dir: None })
     }
 
     /// Gives each inode's content to the first of its names, as an archive needs it. Returns those names.
     fn order_links(&mut self) -> BTreeSet<PathBuf> {
         let mut earliest: BTreeMap<PathBuf, PathBuf> = BTreeMap::new();
-        for (path, planned) in &self.planned {
+        for (key, planned) in &self.planned.0 {
             if let Some(first) = &planned.hard_link {
-                earliest.entry(first.clone()).or_insert_with(|| path.clone().min(first.clone()));
+                earliest.entry(first.clone()).or_insert_with(|| path_of(key).min(first.clone()));
             }
         }
         let moved: Vec<(PathBuf, PathBuf)> = earliest
@@ -169,7 +231,7 @@ impl<'a> PlanSink<'a> {
             .map(|(first, now)| (first.clone(), now.clone()))
             .collect();
         for (first, now) in moved {
-            for planned in self.planned.values_mut().filter(|planned| planned.hard_link.as_ref() == Some(&first)) {
+            for planned in self.planned.0.values_mut().filter(|planned| planned.hard_link.as_ref() == Some(&first)) {
                 planned.hard_link = Some(now.clone());
             }
             let from = self.planned.get_mut(&first).and_then(|planned| {
@@ -230,28 +292,28 @@ impl Sink for PlanSink<'_> {
 
     fn remove(&mut self, path: &Path) -> Result<(), CopyError> {
         let below = self.base.map(|base| base.find(path, false)).transpose()?.flatten();
-        let is_fresh = path.parent().and_then(|parent| self.planned.get(parent)).is_some_and(|it| it.is_fresh);
-        let below = below.filter(|_| !is_fresh);
+        let below = below.filter(|_| !self.is_in_fresh(path));
         if below.is_some_and(|found| found.is_dir()) {
             return Err(CopyError::Unplannable { path: path.to_owned() });
         }
         let is_linked = |planned: &Planned| {
             planned.entry.metadata.nlink > 1
-                && self.planned.values().any(|other| other.hard_link.as_deref() == Some(path))
+                && self.planned.0.values().any(|other| other.hard_link.as_deref() == Some(path))
         };
         if self.planned.get(path).is_some_and(is_linked) {
             return Err(CopyError::Unplannable { path: path.to_owned() });
         }
         self.touch_parent(path)?;
         if self.planned.get(path).is_some_and(|planned| planned.entry.metadata.is_dir()) {
-            self.planned.retain(|planned, _| !planned.starts_with(path));
+            self.planned.remove_all(path);
+            self.touched = None;
         } else {
             self.planned.remove(path);
         }
         if below.is_some() {
             let entry = super::plain_entry(Kind::CharDevice, 0, None);
             let whiteout = Planned { replaces: true, ..Planned::new(entry) };
-            self.planned.insert(path.to_owned(), whiteout);
+            self.planned.insert(path, whiteout);
         }
         Ok(())
     }
@@ -263,6 +325,7 @@ impl Sink for PlanSink<'_> {
     }
 
     fn update_dir(&mut self, path: &Path, entry: &Entry) -> Result<(), CopyError> {
+        self.touched = None;
         self.copy_up(path)?;
         if let Some(planned) = self.planned.get_mut(path) {
             planned.entry.xattrs.extend(entry.xattrs.clone());
@@ -272,6 +335,7 @@ impl Sink for PlanSink<'_> {
     }
 
     fn set_time(&mut self, path: &Path, time: Time) -> Result<(), CopyError> {
+        self.touched = None;
         self.copy_up(path)?;
         if let Some(planned) = self.planned.get_mut(path) {
             planned.entry.metadata.mtime = time;
@@ -295,7 +359,7 @@ impl Sink for PlanSink<'_> {
             entry.metadata.kind = Kind::File;
             entry.metadata.size = 0;
         }
-        self.insert(path, Planned { from: Some(from.to_owned()), ..Planned::new(entry) })
+        self.insert(path, Planned { from: Some(from.into()), ..Planned::new(entry) })
     }
 
     fn put_listed(
@@ -305,12 +369,12 @@ impl Sink for PlanSink<'_> {
         listed: &Metadata,
         from: &Path,
     ) -> Result<bool, CopyError> {
-        // What may equal the base, or has several names, is read first.
-        if listed.nlink > 1 || self.planned.contains_key(path) {
+        // What may equal the base, or has several names, or is never read, is looked at first.
+        if listed.nlink > 1 || listed.size == 0 || self.planned.contains(path) {
             return Ok(false);
         }
         let entry = Entry { metadata: *metadata, xattrs: BTreeMap::new(), link: None, opaque: false };
-        self.insert(path, Planned { from: Some(from.to_owned()), listed: Some(*listed), ..Planned::new(entry) })?;
+        self.insert(path, Planned { from: Some(from.into()), listed: Some(*listed), ..Planned::new(entry) })?;
         Ok(true)
     }
 
@@ -321,43 +385,44 @@ impl Sink for PlanSink<'_> {
 }
 
 /// The entries of a plan; see [`plan`].
-pub struct PlannedEntries<'a> {
-    source: View<'a>,
-    planned: std::collections::btree_map::IntoIter<PathBuf, Planned>,
+pub struct PlannedEntries {
+    tree: Arc<Tree>,
+    planned: std::collections::btree_map::IntoIter<Key, Planned>,
     /// The directory of the source that was looked into last.
     dir: Option<(PathBuf, Arc<OwnedFd>)>,
 }
 
-impl PlannedEntries<'_> {
-    fn later(&mut self, from: &Path, listed: Metadata) -> Result<Content, LayerError> {
+impl PlannedEntries {
+    fn listed(&mut self, from: &Path, metadata: Metadata) -> Result<Content, LayerError> {
         let parent = from.parent().unwrap_or(Path::new(""));
         let dir = match &self.dir {
             Some((path, dir)) if path == parent => Arc::clone(dir),
             _ => {
-                let dir = Arc::new(self.source.tree().resolve(parent)?);
+                let dir = Arc::new(self.tree.resolve(parent)?);
                 self.dir = Some((parent.to_owned(), Arc::clone(&dir)));
                 dir
             }
         };
-        Ok(Content::Later(Unopened { dir, name: from.file_name().unwrap_or_default().to_owned(), listed }))
+        Ok(Content::Listed(Listed { dir, name: from.file_name().unwrap_or_default().to_owned(), metadata }))
     }
 }
 
-impl std::fmt::Debug for PlannedEntries<'_> {
+impl std::fmt::Debug for PlannedEntries {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("PlannedEntries").field("left", &self.planned.len()).finish_non_exhaustive()
     }
 }
 
-impl Entries for PlannedEntries<'_> {
+impl Entries for PlannedEntries {
     fn next_entry(&mut self) -> Result<Option<LayerEntry>, LayerError> {
-        let Some((path, Planned { entry, hard_link, from, listed, .. })) = self.planned.next() else {
+        let Some((key, Planned { entry, hard_link, from, listed, .. })) = self.planned.next() else {
             return Ok(None);
         };
+        let path = path_of(&key);
         let content = match from {
-            Some(from) if listed.is_some() => listed.map(|listed| self.later(&from, listed)).transpose()?,
+            Some(from) if listed.is_some() => listed.map(|listed| self.listed(&from, listed)).transpose()?,
             Some(from) if entry.metadata.is_file() && entry.metadata.size > 0 => {
-                Some(Content::File(self.source.open_file(&from)?))
+                Some(Content::Later(Arc::clone(&self.tree), from.into()))
             }
             Some(_) | None => None,
         };

@@ -98,7 +98,7 @@ impl Sink for TreeSink<'_> {
                 let file = place.create_file(0o600).map_err(failed)?;
                 if entry.metadata.size > 0 {
                     let content = source.open_file(from).map_err(|error| CopyError::reading(from, error))?;
-                    copy_content(content, &file)
+                    copy_content(content, &file, &entry.metadata)
                         .map_err(|source| CopyError::Content { path: from.to_owned(), source: source.of(from) })?;
                 }
                 place.set_new_attributes(file.as_fd(), &attributes).map_err(failed)?;
@@ -138,12 +138,18 @@ impl ContentError {
 }
 
 /// Copies the content of a file: by sharing blocks where the file system can, else inside the kernel, else by hand.
-fn copy_content(mut source: File, mut target: &File) -> Result<(), ContentError> {
+///
+/// `listed` is what the file was when it was described; what else a file is then changed meanwhile.
+fn copy_content(mut source: File, mut target: &File, listed: &Metadata) -> Result<(), ContentError> {
     let state = |file: &File| -> Result<_, ContentError> {
         let found = file.metadata().map_err(ContentError::Io)?;
         Ok((found.size(), found.mtime(), found.mtime_nsec(), found.ctime(), found.ctime_nsec()))
     };
     let before = state(&source)?;
+    let Metadata { size, ctime, .. } = listed;
+    if (before.0, before.3, before.4) != (*size, ctime.seconds, i64::from(ctime.nanoseconds)) {
+        return Err(ContentError::Changed);
+    }
     let copied = if rustix::fs::ioctl_ficlone(target, &source).is_ok() {
         before.0
     } else {

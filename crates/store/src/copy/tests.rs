@@ -197,3 +197,52 @@ fn modes_links_and_archives_arrive() {
     copy(View::new(&tree), &dest, &add).unwrap();
     assert_eq!(fs::read_to_string(dir.path().join("added/src/sub/z.md")).unwrap(), "src/sub/z.md");
 }
+
+/// Somebody writes files while they are copied: each copy is one of the states that its file had, and never a mix.
+#[test]
+fn what_is_written_meanwhile_is_copied_whole() {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    let (dir, tree) = source();
+    let path = dir.path().join("src/busy");
+    let content = |generation: u8| vec![generation; 300_000];
+    fs::write(&path, content(0)).unwrap();
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for generation in 1..u8::MAX {
+                fs::write(&path, content(generation)).unwrap();
+                std::thread::sleep(std::time::Duration::from_millis(4));
+            }
+            done.store(true, Ordering::SeqCst);
+        });
+        let (mut copied, mut streamed) = (0, 0);
+        while !done.load(Ordering::SeqCst) {
+            let dest = tempfile::tempdir().unwrap();
+            let view = View::context(&tree);
+            match copy(view, &Tree::open(dest.path()).unwrap(), &spec("/src", "/d")) {
+                Ok(()) => {
+                    let found = fs::read(dest.path().join("d/busy")).unwrap();
+                    // Between truncation and writing a file is shorter, which is a state that it had.
+                    assert!(found.iter().all(|byte| *byte == found[0]), "torn");
+                    copied += 1;
+                }
+                Err(error) => assert!(error.is_change(), "{error:?}"),
+            }
+            let mut archive = Vec::new();
+            let mut entries = plan(view, None, &[spec("/src", "/d")], Time::default()).unwrap();
+            match write(&mut entries, WriteOptions::default(), &mut archive) {
+                Ok(_) => {
+                    let header = archive.windows(7).position(|name| name == b"d/busy\0").unwrap();
+                    let size = std::str::from_utf8(&archive[header + 124..header + 135]).unwrap();
+                    let size = usize::from_str_radix(size, 8).unwrap();
+                    let found = &archive[header + 512..header + 512 + size];
+                    assert!(found.iter().all(|byte| *byte == found[0]), "torn");
+                    streamed += 1;
+                }
+                Err(error) => assert!(matches!(error, LayerError::Changed { .. }), "{error:?}"),
+            }
+        }
+        println!("{copied} copied, {streamed} streamed");
+        assert!(copied > 0 && streamed > 0);
+    });
+}

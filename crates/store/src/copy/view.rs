@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
+use crate::content_hash::Listing;
 use build_engine_rootfs::{Entry, Error, Ids, Kind, Metadata, Time, Tree, clean};
 
 /// What a filter says about a path of a tree.
@@ -26,6 +27,7 @@ pub struct View<'a> {
     tree: &'a Tree,
     filter: Option<&'a Filter<'a>>,
     is_context: bool,
+    listing: Option<&'a Listing>,
 }
 
 impl std::fmt::Debug for View<'_> {
@@ -37,18 +39,25 @@ impl std::fmt::Debug for View<'_> {
 impl<'a> View<'a> {
     /// All of a snapshot.
     pub fn new(tree: &'a Tree) -> Self {
-        Self { tree, filter: None, is_context: false }
+        Self { tree, filter: None, is_context: false, listing: None }
     }
 
     /// A build context: everything belongs to root, as BuildKit's clients send it.
     pub fn context(tree: &'a Tree) -> Self {
-        Self { tree, filter: None, is_context: true }
+        Self { tree, filter: None, is_context: true, listing: None }
     }
 
     /// Leaves out what `filter` hides.
     #[must_use]
     pub fn with_filter(mut self, filter: &'a Filter<'a>) -> Self {
         self.filter = Some(filter);
+        self
+    }
+
+    /// Sees directories as they were listed, which is what this view showed then.
+    #[must_use]
+    pub fn as_listed(mut self, listing: &'a Listing) -> Self {
+        self.listing = Some(listing);
         self
     }
 
@@ -89,7 +98,12 @@ impl<'a> View<'a> {
     /// Names in a directory that are not hidden, sorted.
     pub(crate) fn read_dir(self, path: &Path) -> Result<Vec<(OsString, Metadata, Visibility)>, Error> {
         let mut names = Vec::new();
-        for (name, found) in self.tree.list(path)? {
+        let listed = self.listing.and_then(|listing| listing.children(path));
+        let found = match listed {
+            Some(listed) => listed,
+            None => self.tree.list(path)?,
+        };
+        for (name, found) in found {
             let visibility = match self.filter {
                 Some(_) => self.visibility(&path.join(&name), found.is_dir()),
                 None => Visibility::Visible,
@@ -119,6 +133,11 @@ impl<'a> View<'a> {
     pub(crate) fn listed(self, found: &Metadata) -> Option<Metadata> {
         let all = self.is_context && found.is_file() && self.tree.ids() != Ids::One;
         all.then_some(Metadata { uid: 0, gid: 0, ..*found })
+    }
+
+    /// Whether what was read at `path` is what was listed there, if there is a listing.
+    pub(crate) fn is_as_listed(self, path: &Path, found: &Metadata) -> bool {
+        self.listing.is_none_or(|listing| listing.is_same(path, found))
     }
 
     /// Everything about `path` except content.

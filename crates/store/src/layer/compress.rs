@@ -1,8 +1,9 @@
 //! Compression of blobs: out in independent frames, in whatever form it comes.
 //!
-//! [`FramedWriter`] cuts its input into frames of [`FRAME_BYTES`], compresses them on all cores and writes them in order:
-//! members of a gzip file, frames of a zstd file. Every reader of either format accepts several. The bytes follow from
-//! content, kind and level alone, never from timing. [`decompress`] reads gzip, zstd and plain data by looking at it.
+//! Frames are compressed on all cores and written in order: members of a gzip file, frames of a zstd file. Every reader of
+//! either format accepts several. The bytes follow from content, kind and level alone, never from timing. [`FramedWriter`]
+//! cuts a stream at every [`FRAME_BYTES`]; an archive is cut where it means something ([`super::write_blob`]).
+//! [`decompress`] reads gzip, zstd and plain data by looking at it.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -11,7 +12,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, TryRecvError, channel};
 
-/// Uncompressed size of a frame.
+use super::pack::{KnownFrames, Run, pack};
+
+/// Jobs that are started before the result of the oldest is taken, besides those that run.
+const IN_ADVANCE: usize = 4;
+/// Uncompressed size of a frame of a stream, and of the longest one of an archive (a header may come on top).
 pub const FRAME_BYTES: usize = 1 << 20;
 /// Expansion is not judged before this much came out.
 const RATIO_FREE_BYTES: u64 = 100 << 20;
@@ -34,7 +39,18 @@ pub enum Compression {
     },
     /// As a zstd file.
     Zstd {
-        /// 1 to 22.
+        /// 1 to 22, or 0 for the library's default.
+        level: i32,
+    },
+    /// As a gzip file that has a table of contents (eStargz). The table belongs to the archive, and so does a file that says
+    /// that it is one.
+    Estargz {
+        /// As for gzip.
+        level: i32,
+    },
+    /// As a zstd file that has a table of contents (zstd:chunked), which decoders skip.
+    ZstdChunked {
+        /// As for zstd.
         level: i32,
     },
 }
@@ -45,33 +61,69 @@ impl Compression {
     /// Zstd as layers usually have it.
     pub const ZSTD: Self = Self::Zstd { level: 3 };
 
-    fn frame(self, content: &[u8]) -> io::Result<Vec<u8>> {
-        match self {
-            Self::Uncompressed => Ok(content.to_vec()),
-            Self::Gzip { level } => {
-                let level = libdeflater::CompressionLvl::new(level)
-                    .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "the gzip level is not one of 0 to 12"))?;
-                let mut compressor = libdeflater::Compressor::new(level);
-                let mut out = vec![0; compressor.gzip_compress_bound(content.len())];
-                let length = compressor
-                    .gzip_compress(content, &mut out)
-                    .map_err(|error| io::Error::other(format!("cannot compress a frame: {error}")))?;
-                out.truncate(length);
-                Ok(out)
-            }
-            Self::Zstd { level } => zstd::bulk::compress(content, level),
-        }
+    /// Whether the archive is the layer's and nothing else.
+    pub fn keeps_archive(self) -> bool {
+        !matches!(self, Self::Estargz { .. })
     }
 }
 
-/// Compresses what is written to it, in frames, on rayon's threads.
+/// Jobs on rayon's threads, whose results come in the order in which they were started.
+pub(super) struct Ordered<T> {
+    running: VecDeque<Receiver<T>>,
+}
+
+impl<T: Send + 'static> Ordered<T> {
+    pub(super) fn new() -> Self {
+        Self { running: VecDeque::new() }
+    }
+
+    pub(super) fn start(&mut self, job: impl FnOnce() -> T + Send + 'static) {
+        let (sender, receiver) = channel();
+        rayon::spawn(move || {
+            // Nobody wants it if the receiver is gone.
+            let _ = sender.send(job());
+        });
+        self.running.push_back(receiver);
+    }
+
+    /// Whether so many are running that a result should be taken first.
+    pub(super) fn is_full(&self) -> bool {
+        self.running.len() > rayon::current_num_threads() + IN_ADVANCE
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.running.is_empty()
+    }
+
+    /// Waits for the oldest job; `None` if there is none.
+    ///
+    /// # Errors
+    /// If it was aborted.
+    pub(super) fn next(&mut self) -> Option<io::Result<T>> {
+        let receiver = self.running.pop_front()?;
+        let lost = || io::Error::other("the compression of a frame was aborted");
+        Some(loop {
+            match receiver.try_recv() {
+                Ok(result) => break Ok(result),
+                Err(TryRecvError::Disconnected) => break Err(lost()),
+                // On one of rayon's own threads, waiting would keep it from the very work that is waited for.
+                Err(TryRecvError::Empty) => match rayon::yield_now() {
+                    Some(_) => {}
+                    None => break receiver.recv().map_err(|_| lost()),
+                },
+            }
+        })
+    }
+}
+
+/// Compresses a stream, in frames, on rayon's threads.
 ///
-/// At most two frames per thread are in memory. [`FramedWriter::finish`] is needed: dropping it loses the last frames.
+/// [`FramedWriter::finish`] is needed: dropping it loses the last frames.
 pub struct FramedWriter<W> {
     out: W,
     compression: Compression,
     frame: Vec<u8>,
-    running: VecDeque<Receiver<io::Result<Vec<u8>>>>,
+    running: Ordered<io::Result<Vec<Run>>>,
     frames: u64,
 }
 
@@ -84,40 +136,24 @@ impl<W: fmt::Debug> fmt::Debug for FramedWriter<W> {
 impl<W: Write> FramedWriter<W> {
     /// Writes compressed data to `out`.
     pub fn new(out: W, compression: Compression) -> Self {
-        Self { out, compression, frame: Vec::new(), running: VecDeque::new(), frames: 0 }
+        Self { out, compression, frame: Vec::new(), running: Ordered::new(), frames: 0 }
     }
 
     fn submit(&mut self) -> io::Result<()> {
         let content = std::mem::take(&mut self.frame);
         let compression = self.compression;
         self.frames += 1;
-        let (sender, receiver) = channel();
-        rayon::spawn(move || {
-            // The receiver is gone if the writer was dropped: then nobody wants the frame.
-            let _ = sender.send(compression.frame(&content));
-        });
-        self.running.push_back(receiver);
-        while self.running.len() > 2 * rayon::current_num_threads() {
+        let all = 0..content.len();
+        self.running.start(move || pack(&content, &[all], compression, &KnownFrames::default()));
+        while self.running.is_full() {
             self.write_oldest()?;
         }
         Ok(())
     }
 
     fn write_oldest(&mut self) -> io::Result<()> {
-        let Some(receiver) = self.running.pop_front() else { return Ok(()) };
-        let lost = || io::Error::other("the compression of a frame was aborted");
-        let frame = loop {
-            match receiver.try_recv() {
-                Ok(frame) => break frame?,
-                Err(TryRecvError::Disconnected) => return Err(lost()),
-                // On one of rayon's own threads, waiting would keep it from the very work that is waited for.
-                Err(TryRecvError::Empty) => match rayon::yield_now() {
-                    Some(_) => {}
-                    None => break receiver.recv().map_err(|_| lost())??,
-                },
-            }
-        };
-        self.out.write_all(&frame)
+        let Some(runs) = self.running.next() else { return Ok(()) };
+        runs??.iter().try_for_each(|run| self.out.write_all(&run.bytes))
     }
 
     /// Writes what is left and returns the output, not flushed.
@@ -376,8 +412,8 @@ mod tests {
     #[test]
     fn a_bomb_is_stopped() {
         let zeros = vec![0; FRAME_BYTES];
-        let member = Compression::Gzip { level: 12 }.frame(&zeros).unwrap();
-        let frame = Compression::Zstd { level: 19 }.frame(&zeros).unwrap();
+        let member = Compression::Gzip { level: 12 }.compress(&zeros).unwrap();
+        let frame = Compression::Zstd { level: 19 }.compress(&zeros).unwrap();
         for (part, bomb) in [(frame, true), (member, false)] {
             let blob = part.repeat(120);
             let result = io::copy(&mut decompress(&blob[..]).unwrap(), &mut io::sink());

@@ -2,7 +2,8 @@
 //!
 //! [`write`](fn@write) turns [`Entries`] into the archive, in the header forms of Go's `archive/tar` as containerd's differ uses
 //! it, so that equal content has BuildKit's diff ID. [`apply()`] turns an archive into a tree, by a strict reader of its
-//! own. [`compress`] frames and unframes. Where entries come from (a tree here, a plan in [`crate::copy`]) and where
+//! own. [`write_blob`] writes an archive in compressed frames, on all cores, with a table of contents where the form has one;
+//! [`rewrite_blob`] does so with an archive that exists. [`compress`] frames streams and unframes. Where entries come from (a tree here, a plan in [`crate::copy`]) and where
 //! blobs go ([`crate::content`]) is not this module's business.
 //!
 //! In a tree, a whiteout is a character device 0:0 and an opaque directory has `user.overlay.opaque=y`; in an archive
@@ -13,18 +14,26 @@ mod below;
 pub mod compress;
 mod entries;
 mod error;
+mod frames;
 mod header;
+mod pack;
 mod read;
+mod rewrite;
 #[cfg(test)]
 mod tests;
+mod toc;
 mod write;
 
 pub use apply::{Applied, ApplyOptions, apply};
 pub(crate) use apply::{Unpack, unpack};
-pub use entries::{Content, Entries, LayerEntry, TreeEntries, Unopened};
+pub use entries::{Content, Entries, LayerEntry, Listed, TreeEntries};
 pub use error::LayerError;
 pub(crate) use error::escape;
+pub use frames::{WrittenBlob, write_blob};
+pub use pack::{FrameKey, FramePlace, KnownFrames};
 pub use read::Limits;
+pub use rewrite::rewrite_blob;
+pub(crate) use toc::{CHUNKED_DIGEST, ESTARGZ_DIGEST};
 pub use write::{WriteOptions, Written, write};
 
 /// Prefix of the name of a whiteout.

@@ -138,6 +138,11 @@ impl<R: Read> Archive<R> {
         }
     }
 
+    /// How much content of the current entry was not read yet.
+    pub(super) fn left(&self) -> u64 {
+        self.left
+    }
+
     /// Reads content of the current entry; 0 at its end.
     pub(super) fn content(&mut self, buffer: &mut [u8]) -> Result<usize, LayerError> {
         let want = usize::try_from(self.left).unwrap_or(usize::MAX).min(buffer.len());

@@ -66,7 +66,7 @@ pub(crate) struct Flags {
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean,
           hide_possible_values = true, value_name = "BOOL", help_heading = "What comes out")]
     pub(crate) push: Option<bool>,
-    /// Load the image into Docker or Podman
+    /// Load the image into Docker, Podman or containerd
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean,
           hide_possible_values = true, value_name = "BOOL", help_heading = "What comes out")]
     pub(crate) load: Option<bool>,

@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use build_engine_engine::{
-    ARCHIVE_HEAD, BuildRequest, ContextSource, DockerfileSource, Entitlement, ImageOptions, Limit, MainContext,
-    NetworkMode, NoCache, Output, OutputDest, Report, ResourceLimits, UPLOAD, UserNamespace, is_archive, shown,
+    ARCHIVE_HEAD, BuildRequest, ContextSource, DockerfileSource, Entitlement, ImageOptions, Limit, LoadTarget,
+    MainContext, NetworkMode, NoCache, Output, OutputDest, Report, ResourceLimits, UPLOAD, UserNamespace, is_archive,
+    shown,
 };
 use build_engine_oci::{Platform, Reference};
 
@@ -586,16 +587,16 @@ fn shorthands(outputs: &mut Vec<Output>, push: bool, load: bool) {
     }
     if load && !outputs.iter().any(|output| matches!(output, Output::Load { .. })) {
         let options = ImageOptions { oci_media_types: false, ..ImageOptions::default() };
-        outputs.push(Output::Load { sockets: Vec::new(), names: Vec::new(), options });
+        outputs.push(Output::Load { target: LoadTarget::default(), names: Vec::new(), options });
     }
 }
 
-/// Fills in the sockets of local daemons where something is to be loaded.
+/// Fills in the local daemon where something is to be loaded.
 fn find_daemons(findings: &mut Findings, outputs: &mut [Output], env: Environment<'_>) {
     for output in outputs {
-        if let Output::Load { sockets, .. } = output {
-            match settings::daemon_sockets(env) {
-                Ok(found) => *sockets = found,
+        if let Output::Load { target, .. } = output {
+            match settings::load_target(env) {
+                Ok(found) => *target = found,
                 Err(report) => findings.0.push(*report),
             }
         }
@@ -1102,7 +1103,8 @@ mod tests {
             let plan = accepted(args);
             let shown = plan.request.outputs.iter().map(|output| match output {
                 Output::Image { store, push, .. } => format!("image store={store} push={push}"),
-                Output::Load { sockets, .. } => format!("load {}", sockets.len()),
+                Output::Load { target: LoadTarget::Sockets(sockets), .. } => format!("load {}", sockets.len()),
+                Output::Load { target: LoadTarget::Containerd(to), .. } => format!("load containerd {}", to.namespace),
                 Output::Oci { .. } => "oci".to_owned(),
                 other => format!("{other:?}"),
             });
