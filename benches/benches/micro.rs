@@ -89,14 +89,17 @@ fn blob_of_64_mib(bencher: Bencher<'_, '_>, compression: &str) {
     bencher.counter(BytesCount::new(64 * MEBIBYTE)).bench(|| {
         let mut entries = TreeEntries::new(&tree).expect("the tree can be read");
         let options = WriteOptions::default();
-        layer::write_blob(&mut entries, options, compression, &KnownFrames::default, &mut std::io::sink()).expect("nothing changes")
+        layer::write_blob(&mut entries, options, compression, &KnownFrames::default, &mut std::io::sink())
+            .expect("nothing changes")
     });
 }
 
 #[divan::bench]
 fn list_10000_files(bencher: Bencher<'_, '_>) {
     let (_dir, tree) = files(10_000);
-    bencher.counter(ItemsCount::new(10_000_usize)).bench(|| Listing::new(View::context(&tree)).expect("nothing changes"));
+    bencher
+        .counter(ItemsCount::new(10_000_usize))
+        .bench(|| Listing::new(View::context(&tree)).expect("nothing changes"));
 }
 
 #[divan::bench]

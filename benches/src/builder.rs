@@ -165,14 +165,6 @@ impl Builders {
         }
     }
 
-    /// The same when the measurements have ended.
-    pub(crate) fn remove(&self, tool: Tool) -> Result<()> {
-        match tool {
-            Tool::Buildah | Tool::Podman => remove_storage(&self.store(tool)),
-            _ => self.empty(tool),
-        }
-    }
-
     /// buildah or podman with their storage.
     fn containers(&self, tool: Tool) -> Command {
         let mut command = self.peers.containers_tool(tool.flag());
@@ -325,6 +317,15 @@ impl Builders {
                 Ok(version.trim().to_owned())
             })
             .collect()
+    }
+}
+
+impl Drop for Builders {
+    fn drop(&mut self) {
+        // What they leave mounted cannot be removed together with the folder that it is in.
+        for tool in [Tool::Buildah, Tool::Podman] {
+            let _ = remove_storage(&self.store(tool));
+        }
     }
 }
 

@@ -176,9 +176,6 @@ fn measure_all(options: &Options, keep: impl Fn(Results) -> Result<()>) -> Resul
         let repetitions = options.repetitions.unwrap_or(TRANSFERS);
         rows.extend(transfer::rows(&builders, &dir.path().join("transfers"), repetitions, wanted)?);
     }
-    for tool in &options.tools {
-        builders.remove(*tool)?;
-    }
     Ok(so_far(&rows))
 }
 
@@ -194,9 +191,13 @@ fn measure(builders: &Builders, workload: &Workload, options: &Options) -> Resul
     // The first round fills caches, the last one looks at memory.
     for round in 0..=repetitions + 1 {
         for (index, &tool) in tools.iter().enumerate() {
-            let brief = workload.rows.len() == 1 && last[index].is_none_or(|wall| wall < BRIEF);
-            let enough = last[index].is_some_and(|wall| wall > LONG) && round > LONG_BUILDS;
-            if cells[0][index].note.is_some() || round > repetitions && !brief || round <= repetitions && enough {
+            let brief = last[index].is_none_or(|wall| wall < BRIEF);
+            let enough = if round > repetitions {
+                cells.iter().all(|row| row[index].memory_bytes.is_some() || row[index].note.is_some())
+            } else {
+                round > LONG_BUILDS && last[index].is_some_and(|wall| wall > LONG)
+            };
+            if enough || cells[0][index].note.is_some() {
                 continue;
             }
             let watch = match (round > repetitions, brief) {
@@ -206,7 +207,8 @@ fn measure(builders: &Builders, workload: &Workload, options: &Options) -> Resul
             };
             eprintln!("{name}: round {round}, {tool}");
             let run = u64::from(std::process::id());
-            let turn = Turn { builders, tool, round, dir: dir(tool), run, heavy: workload.heavy, watch };
+            let (dir, heavy) = (dir(tool), workload.heavy);
+            let turn = Turn { builders, workload: name, tool, round, dir, run, heavy, watch };
             let samples = match (workload.measure)(&turn) {
                 Ok(samples) => samples,
                 // One builder that fails is no reason to lose the figures of the others; ours must not fail.
@@ -217,7 +219,7 @@ fn measure(builders: &Builders, workload: &Workload, options: &Options) -> Resul
                 }
                 Err(error) => return Err(error),
             };
-            last[index] = samples.first().and_then(|sample| Some(sample.as_ref().ok()?.wall));
+            last[index] = samples.iter().filter_map(|sample| Some(sample.as_ref().ok()?.wall)).max();
             for (row, sample) in cells.iter_mut().zip(samples) {
                 let cell = &mut row[index];
                 match sample {

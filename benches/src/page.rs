@@ -19,8 +19,8 @@ Written by `make bench`; run it to get the figures of your machine (it takes abo
 longer, `cargo bench -p build-engine-bench` measures single parts). All builders run in turns in one go, each after a round that
 warms up; what takes longer than 20 s is measured twice, everything else at least five times. Wall time is that of the command,
 from its start to its end, as median (minimum–maximum); CPU seconds are those of the command, its children and its daemon. Memory is the most
-that the resident memory of all of them came to (the daemon counts while idle, too; pages that two processes share count twice; what is quicker than a second is watched in
-a round of its own). Every builder keeps the image in its own store under a name, unless the row says otherwise. `Goal` is what we want of
+that the resident memory of all of them came to (the daemon counts while idle, too; the pages of a program that several processes run count once; what is quicker
+than a second is watched in a round of its own). Every builder keeps the image in its own store under a name, unless the row says otherwise. `Goal` is what we want of
 build-engine; what is missed says by how much.
 ";
 
@@ -130,7 +130,7 @@ fn table(text: &mut String, results: &Results, rows: &[&Row], goals: bool) {
                 let _ = write!(memory, "; archive {}", mebibytes(archive));
             }
             let times = match (cell.wall(), own) {
-                _ if cell.tool == Some(Tool::BuildEngine) => "1".to_owned(),
+                (Some(_), _) if cell.tool == Some(Tool::BuildEngine) => "1".to_owned(),
                 (Some(theirs), Some(own)) => format!("{:.1}", theirs.as_secs_f64() / own.as_secs_f64()),
                 _ => String::new(),
             };

@@ -1,10 +1,10 @@
 //! One measurement: wall time, CPU seconds, and the most memory that commands and their daemon had at once.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Read as _;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Mutex, PoisonError};
@@ -119,20 +119,29 @@ fn most_memory(roots: &Mutex<BTreeSet<u32>>, every: Duration, end: &mpsc::Receiv
     }
 }
 
-/// The resident memory of some processes and all below them. Whatever ends meanwhile has none.
+/// The resident memory of some processes and all below them: their own pages, and those of each program once, however
+/// many of them run it. Whatever ends meanwhile has none.
 fn resident_bytes(mut wanted: Vec<u32>) -> u64 {
     let mut total = 0;
+    let mut programs: BTreeMap<PathBuf, u64> = BTreeMap::new();
     while let Some(pid) = wanted.pop() {
         let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB"));
-        total += resident.and_then(|kilobytes| kilobytes.parse().ok()).unwrap_or(0_u64) << 10;
+        let bytes = |name: &str| {
+            let value = status.lines().find_map(|line| line.strip_prefix(name)?.trim().strip_suffix(" kB"));
+            value.and_then(|kilobytes| kilobytes.parse::<u64>().ok()).unwrap_or(0) << 10
+        };
+        total += bytes("RssAnon:");
+        // A program that runs from a sealed copy in memory has its pages there.
+        let shared = bytes("RssFile:") + bytes("RssShmem:");
+        let program = programs.entry(fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default()).or_default();
+        *program = shared.max(*program);
         // A child is listed with the thread that started it.
         for thread in fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten() {
             let children = fs::read_to_string(thread.path().join("children")).unwrap_or_default();
             wanted.extend(children.split_whitespace().filter_map(|child| child.parse::<u32>().ok()));
         }
     }
-    total
+    total + programs.values().sum::<u64>()
 }
 
 /// The fields of `/proc/PID/stat` after the name, which may have spaces.

@@ -40,6 +40,8 @@ type Figure = Result<Sample, Cannot>;
 /// One builder's turn in one round. Round 0 warms up.
 pub(crate) struct Turn<'a> {
     pub(crate) builders: &'a Builders,
+    /// The name of its first row.
+    pub(crate) workload: &'a str,
     pub(crate) tool: Tool,
     pub(crate) round: usize,
     /// For contexts; the builder's own for this workload.
@@ -203,7 +205,9 @@ fn archive(id: &str, title: &str, count: usize, bytes: usize, compression: &'sta
         if turn.tool == Tool::BuildEngine && turn.round == 1 {
             let pipe = "tar -C \"$0\" -c . | gzip -1 | wc -c";
             let size = output(Command::new("sh").args(["-c", pipe]).arg(&context))?;
-            sample.gzip_bytes = size.trim().parse().ok();
+            // The archive has the layers of the base as well.
+            let base = disk_bytes(&turn.builders.base)?;
+            sample.gzip_bytes = size.trim().parse::<u64>().ok().map(|size| size + base);
         }
         remove(&context)?;
         fs::remove_file(file)?;
@@ -342,6 +346,8 @@ fn layers(count: usize) -> Workload {
         rows,
         group: Group::Growth,
         size: Some((LAYERS, count)),
+        // The time of the others grows with the square of the layers.
+        tools: if count > 50 { &[Tool::BuildEngine, Tool::Buildx] } else { &Tool::ALL },
         measure: Box::new(move |turn| {
             let context = turn.fresh(|dir| {
                 let mut dockerfile = "FROM base\n".to_owned();
@@ -377,14 +383,16 @@ impl Turn<'_> {
         Ok(dir)
     }
 
-    /// Words that no cache has seen.
+    /// Words that no cache has seen: other ones in each workload, too.
     fn unique(&self, number: usize) -> String {
-        format!("{} {} {} {number}", self.run, self.tool.flag(), self.round)
+        format!("{} {} {} {} {number}", self.run, self.workload, self.tool.flag(), self.round)
     }
 
-    /// Differs between runs of this program, builders and rounds.
+    /// Differs between runs of this program, workloads, builders and rounds.
     fn seed(&self, round: usize) -> u64 {
-        self.run.wrapping_mul(1_000_003) + self.tool as u64 * 1_009 + round as u64
+        let workload = self.workload.bytes().fold(0_u64, |sum, byte| sum.wrapping_mul(131).wrapping_add(byte.into()));
+        let run = self.run.wrapping_mul(1_000_003).wrapping_add(workload.wrapping_mul(10_007));
+        run.wrapping_add(self.tool as u64 * 1_009 + round as u64)
     }
 
     fn build(&self, build: &Build<'_>) -> Result<Sample> {
