@@ -475,18 +475,28 @@ pub(super) fn copy_error(error: CopyError, asked: &str, source: Option<&Output>)
         CopyError::Content { source, .. } if source.is_refusal() => (ExitKind::Integrity, "invalid-archive"),
         _ => (ExitKind::Input, "copy-failed"),
     };
-    StepError::new(kind, Report::new(rule, "cannot copy").caused_by(&error))
+    let mut report = Report::new(rule, "cannot copy").caused_by(&error);
+    if error.is_change() {
+        report.hint = Some(HOLD_STILL.into());
+    }
+    StepError::new(kind, report)
 }
 
 fn hash_error(error: HashError, asked: &str, output: &Output) -> StepError {
     match error {
         HashError::NotFound { path } => not_found(&path, asked, Some(output)),
-        error => StepError::new(
-            ExitKind::Input,
-            Report::new("content", "cannot read what is to be copied").caused_by(&error),
-        ),
+        error => {
+            let mut report = Report::new("content", "cannot read what is to be copied").caused_by(&error);
+            if matches!(error, HashError::Changed { .. }) {
+                report.hint = Some(HOLD_STILL.into());
+            }
+            StepError::new(ExitKind::Input, report)
+        }
     }
 }
+
+/// The way out where a file never holds still.
+const HOLD_STILL: &str = "a file that is written during the build is better named in the ignore file";
 
 /// Whether the disk is the reason.
 fn is_io(error: &io::Error) -> bool {

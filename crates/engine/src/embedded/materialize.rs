@@ -3,7 +3,7 @@
 //! A context is read in place by [`super::files`] as long as it is only copied from. A process must not see the live
 //! directory, though: it would see what the ignore file hides, and its writes would reach the user's files. So what is
 //! mounted is copied first, by [`build_engine_store::copy`]: root owns everything, modes, times and links stay, and a file
-//! that changes meanwhile is an error.
+//! that changes meanwhile is read again, or an error if it never holds still.
 //!
 //! Each part of a context is copied once per build, however many vertices mount it, and only that part: a bind mount of one
 //! folder costs that folder.
