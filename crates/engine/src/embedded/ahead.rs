@@ -14,6 +14,7 @@ use futures::future::BoxFuture;
 
 use super::export::{all_names, compression};
 use super::ops::Parts;
+use super::push::neighbours;
 use super::remote::StoredBlob;
 use crate::{BuildRequest, Output};
 
@@ -97,7 +98,8 @@ impl Ahead {
             for target in targets {
                 let content: Arc<dyn Content> =
                     Arc::new(StoredBlob { store: parts.store.clone(), descriptor: descriptor.clone() });
-                let pushed = parts.remote.client().push_blob(&target, &descriptor, &[], content, &|_| {}).await;
+                let Ok(others) = neighbours(&parts.store, &target, &descriptor).await else { return };
+                let pushed = parts.remote.client().push_blob(&target, &descriptor, &others, content, &|_| {}).await;
                 if let Err(error) = pushed {
                     tracing::debug!(%error, "a layer is pushed when the image is");
                     return;

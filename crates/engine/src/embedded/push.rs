@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use build_engine_oci::{Descriptor, Reference, media_type};
 use build_engine_registry::{self as registry, Content, Pushed};
+use build_engine_store::Store;
 use futures::StreamExt;
 use futures::future::BoxFuture;
 
@@ -98,13 +99,7 @@ impl Push<'_> {
                 meter.at(sent);
             }
         };
-        let store = self.remote.store().clone();
-        let digest = blob.digest.clone();
-        let others: Vec<Reference> = on_disk(move || origins(&store, &digest))
-            .await?
-            .into_iter()
-            .filter(|other| other.domain() == target.domain() && other.path() != target.path())
-            .collect();
+        let others = neighbours(self.remote.store(), target, blob).await?;
         let client = self.remote.client();
         let mut pushed = client.push_blob(target, blob, &others, Arc::clone(&content), &progress).await;
         if pushed.as_ref().is_err_and(is_missing) && self.images.bring_blob(blob).await? {
@@ -117,6 +112,17 @@ impl Push<'_> {
         }
         Ok(())
     }
+}
+
+/// The other repositories of the registry of `target` that are known to have `blob`: it is mounted from there.
+pub(super) async fn neighbours(
+    store: &Store,
+    target: &Reference,
+    blob: &Descriptor,
+) -> Result<Vec<Reference>, StepError> {
+    let (store, digest) = (store.clone(), blob.digest.clone());
+    let known = on_disk(move || origins(&store, &digest)).await?;
+    Ok(known.into_iter().filter(|other| other.domain() == target.domain() && other.path() != target.path()).collect())
 }
 
 /// Whether a push failed because the store does not have what was to be pushed.
