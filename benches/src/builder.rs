@@ -202,12 +202,18 @@ impl Builders {
         Ok(format!("base=oci-layout://{}:latest", layout.display()))
     }
 
-    fn build_engine_build(&self, build: &Build<'_>) -> Result<Command> {
-        let mut command = self.build_engine();
-        command.args(["build", "--progress=quiet", "--network=none"]);
-        command.arg("--build-context").arg(self.base_layout(build)?);
+    /// The flags that build-engine and buildx have in common.
+    fn common_flags(&self, command: &mut Command, build: &Build<'_>) -> Result<()> {
+        command.arg("--network=none").arg("--build-context").arg(self.base_layout(build)?);
         command.args(build.platforms.map(|platforms| format!("--platform={platforms}")));
         command.args(cache_flag(build));
+        Ok(())
+    }
+
+    fn build_engine_build(&self, build: &Build<'_>) -> Result<Command> {
+        let mut command = self.build_engine();
+        command.args(["build", "--progress=quiet"]);
+        self.common_flags(&mut command, build)?;
         match &build.output {
             Output::Tag(name) => command.arg("--tag").arg(name),
             Output::Archive(path, compression) => {
@@ -221,10 +227,8 @@ impl Builders {
 
     fn buildx_build(&self, build: &Build<'_>) -> Result<Command> {
         let mut command = self.peers.docker();
-        command.args(["buildx", "build", "--quiet", "--provenance=false", "--network=none"]);
-        command.arg("--build-context").arg(self.base_layout(build)?);
-        command.args(build.platforms.map(|platforms| format!("--platform={platforms}")));
-        command.args(cache_flag(build));
+        command.args(["buildx", "build", "--quiet", "--provenance=false"]);
+        self.common_flags(&mut command, build)?;
         match &build.output {
             Output::Tag(name) => command.arg("--tag").arg(name),
             Output::Archive(path, compression) => {

@@ -21,7 +21,7 @@ pub use error::Error;
 pub use metadata::{Device, Kind, Metadata, Time};
 pub use overrides::{Attributes, Entry, Ids, is_engine_xattr, is_layer_xattr, plain_capability};
 pub use place::{OwnedPlace, Place};
-pub use tree::{Tree, clean};
+pub use tree::{Tree, clean, follow};
 pub use walk::{Walk, Walked};
 
 /// Result of this crate's functions.

@@ -41,6 +41,44 @@ pub fn clean(path: impl AsRef<Path>) -> PathBuf {
     clean
 }
 
+/// Where `path` leads when its symbolic links are followed inside a tree, of which `link` tells what a path without links on
+/// the way points to if it is a link itself. The last component is followed if `follow_last`. What does not exist is taken as
+/// written.
+///
+/// # Errors
+/// Those of `link`, and [`Error::TooManyLinks`].
+pub fn follow<E: From<Error>>(
+    path: &Path,
+    follow_last: bool,
+    link: impl Fn(&Path) -> std::result::Result<Option<OsString>, E>,
+) -> std::result::Result<PathBuf, E> {
+    let mut rest: Vec<OsString> = components_reversed(&clean(path));
+    let mut current = PathBuf::new();
+    let mut links = 0;
+    while let Some(name) = rest.pop() {
+        if name == ".." {
+            current.pop();
+            continue;
+        }
+        current.push(&name);
+        if rest.is_empty() && !follow_last {
+            break;
+        }
+        let Some(target) = link(&current)? else { continue };
+        links += 1;
+        if links > MAX_LINKS {
+            return Err(Error::TooManyLinks { path: path.to_owned() }.into());
+        }
+        let target = PathBuf::from(target);
+        current.pop();
+        if target.is_absolute() {
+            current = PathBuf::new();
+        }
+        rest.extend(components_reversed(&target));
+    }
+    Ok(current)
+}
+
 impl Tree {
     /// Opens the directory `path`, which the caller chose: its own name is resolved as the host does.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
@@ -131,42 +169,19 @@ impl Tree {
     /// way, relative to the root. The last component is followed if `follow_last`. What does not exist is taken as
     /// written, so that the path of something to be made can be resolved.
     pub fn canonical(&self, path: impl AsRef<Path>, follow_last: bool) -> Result<PathBuf> {
-        let path = path.as_ref();
-        let mut rest: Vec<OsString> = components_reversed(&clean(path));
-        let mut current = PathBuf::new();
-        let mut links = 0;
-        // Once a component is missing, everything below it is missing.
-        while let Some(name) = rest.pop() {
-            if name == ".." {
-                current.pop();
-                continue;
-            }
-            current.push(&name);
-            if rest.is_empty() && !follow_last {
-                break;
-            }
-            let target = match self.place(&current) {
+        follow(path.as_ref(), follow_last, |current| {
+            let target = match self.place(current) {
                 Ok(place) => match place.as_place().metadata() {
-                    Ok(metadata) if metadata.kind == Kind::Symlink => place.as_place().read_link(),
-                    Ok(_) | Err(Errno::NOENT) => continue,
+                    Ok(metadata) if metadata.kind == Kind::Symlink => place.as_place().read_link().map(Some),
+                    Ok(_) | Err(Errno::NOENT) => Ok(None),
                     Err(errno) => Err(errno),
                 },
-                Err(error) if error.is_not_found() => continue,
+                // Once a component is missing, everything below it is missing.
+                Err(error) if error.is_not_found() => Ok(None),
                 Err(error) => return Err(error),
-            }
-            .map_err(|errno| Error::new("read", &current, errno))?;
-            links += 1;
-            if links > MAX_LINKS {
-                return Err(Error::TooManyLinks { path: path.to_owned() });
-            }
-            current.pop();
-            let target = PathBuf::from(target);
-            if target.is_absolute() {
-                current = PathBuf::new();
-            }
-            rest.extend(components_reversed(&target));
-        }
-        Ok(current)
+            };
+            target.map_err(|errno| Error::new("read", current, errno))
+        })
     }
 
     /// Opens a regular file for reading, symbolic links followed inside the tree. Nothing else is ever opened.

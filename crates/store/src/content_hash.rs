@@ -11,9 +11,6 @@
 //! them. A directory has two: its key with a 0 at the end is its header, its key alone is everything in it.
 
 use std::ffi::{OsStr, OsString};
-use std::fs::File;
-use std::io::Read;
-use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -21,13 +18,15 @@ use std::time::Duration;
 use build_engine_dockerfile::glob_match;
 use build_engine_dockerfile::ignore::{Ignore, IgnoreError, WalkState};
 use build_engine_oci::{Digest, Hasher};
-use build_engine_rootfs::{Entry, Kind, Metadata, Place, Time, is_engine_xattr};
+use build_engine_rootfs::{Kind, Metadata};
 use rayon::prelude::*;
-use rustix::io::Errno;
-
-mod records;
 
 use crate::copy::{View, Visibility, has_wildcard};
+
+mod read;
+mod records;
+
+use read::Reader;
 use records::Records;
 
 /// Links followed in one path.
@@ -230,7 +229,7 @@ impl Listing {
     /// # Errors
     /// What the tree refuses.
     pub fn changed(&self, view: View<'_>, path: &Path) -> Result<Option<PathBuf>, HashError> {
-        let state = |record: &Record| (state_of(&record.metadata), record.link.clone());
+        let is_same = |was: &Record, is: &Record| is_unchanged(&was.metadata, &is.metadata) && was.link == is.link;
         let start = key_of_path(path);
         let now = match view.find(path)? {
             None => return Ok(Some(path.to_owned())),
@@ -256,7 +255,7 @@ impl Listing {
         loop {
             match (before.next(), now.next()) {
                 (None, None) => return Ok(None),
-                (Some((key, was)), Some((now_key, is))) if key == now_key && state(was) == state(is) => {}
+                (Some((key, was)), Some((now_key, is))) if key == now_key && is_same(was, is) => {}
                 (Some((key, _)), Some((now_key, _))) => return Ok(Some(shown(key.min(now_key)))),
                 (Some((key, _)), None) | (None, Some((key, _))) => return Ok(Some(shown(key))),
             }
@@ -265,7 +264,7 @@ impl Listing {
 
     /// Whether what is at this path (relative to the root, without links) is what was listed there.
     pub(crate) fn is_same(&self, path: &Path, found: &Metadata) -> bool {
-        self.records.get(&key_of_path(path)).is_some_and(|record| state_of(&record.metadata) == state_of(found))
+        self.records.get(&key_of_path(path)).is_some_and(|record| is_unchanged(&record.metadata, found))
     }
 
     /// What is in the directory at this path (relative to the root, without links), sorted; `None` if there is no such one.
@@ -289,13 +288,15 @@ impl Listing {
     }
 }
 
-/// Device and inode, size, times of the last changes to content and inode.
-type FileState = ((u64, u64), u64, Time, Time);
-
-/// Everything about a thing that a listing tells, without owners. What is in a directory is told by that alone.
-fn state_of(metadata: &Metadata) -> (Kind, u32, Option<FileState>) {
-    let Metadata { kind, mode, size, mtime, ctime, .. } = *metadata;
-    (kind, mode, (kind != Kind::Directory).then(|| (metadata.identity(), size, mtime, ctime)))
+/// Whether two looks at one thing tell of no change but in what is in a directory, which tells itself.
+fn is_unchanged(one: &Metadata, two: &Metadata) -> bool {
+    let whole = |it: &Metadata| (it.identity(), it.size, it.mtime, it.ctime);
+    let same = match one.kind {
+        // Its modification time is that of what is in it; without that, attributes are all that can have changed.
+        Kind::Directory => one.ctime == two.ctime || one.mtime != two.mtime,
+        _ => whole(one) == whole(two),
+    };
+    (one.kind, one.mode) == (two.kind, two.mode) && same
 }
 
 /// What one directory holds.
@@ -641,143 +642,6 @@ fn gone(error: HashError, path: &Path) -> HashError {
     }
 }
 
-/// Hashes one thing after the other.
-struct Reader<'a> {
-    view: View<'a>,
-    index: Option<&'a dyn Index>,
-    /// The directory that was looked into last.
-    dir: Option<(PathBuf, OwnedFd)>,
-    buffer: Vec<u8>,
-}
-
-impl Reader<'_> {
-    /// The digest of what is at `path`, and what it is: as it was listed, unless it changed since then.
-    fn digest(&mut self, path: &Path, listed: &Metadata) -> Result<(Digest, Metadata), HashError> {
-        if let Some(digest) = self.index.and_then(|index| index.get(path, listed)) {
-            return Ok((digest, *listed));
-        }
-        let mut metadata = *listed;
-        let mut pauses = PAUSES.iter();
-        loop {
-            match (self.once(path, &metadata), pauses.next()) {
-                (Ok(digest), _) => {
-                    if let Some(index) = self.index {
-                        index.put(path, &metadata, &digest);
-                    }
-                    return Ok((digest, metadata));
-                }
-                // Somebody writes it; that may be over in a moment.
-                (Err(HashError::Changed { .. }), Some(pause)) if self.view.is_context() => {
-                    std::thread::sleep(*pause);
-                    metadata = self.view.tree().metadata(path, false)?;
-                    if metadata.kind != listed.kind {
-                        return Err(HashError::Changed { path: path.to_owned() });
-                    }
-                }
-                (Err(error), _) => return Err(error),
-            }
-        }
-    }
-
-    fn once(&mut self, path: &Path, metadata: &Metadata) -> Result<Digest, HashError> {
-        let state = |metadata: &Metadata| (metadata.identity(), metadata.size, metadata.mtime, metadata.ctime);
-        let changed = || HashError::Changed { path: path.to_owned() };
-        let (entry, content) = match self.view.listed(metadata) {
-            // One look at a file tells all, and opens it.
-            Some(_) => {
-                let (mut entry, file) = self.open(path)?;
-                if state(&entry.metadata) != state(metadata) {
-                    return Err(changed());
-                }
-                (entry.metadata.uid, entry.metadata.gid) = (0, 0);
-                (entry, Some(file))
-            }
-            None => (self.view.read_entry(path)?, None),
-        };
-        let stat = &entry.metadata;
-        let mut hasher = Hasher::new();
-        hash_header(&mut hasher, &entry);
-        if stat.kind == Kind::File && stat.size > 0 {
-            let mut file = match &content {
-                Some(file) => file,
-                None => &self.view.open_file(path)?,
-            };
-            self.buffer.resize(BUFFER, 0);
-            let mut left = stat.size;
-            while left > 0 {
-                let want = usize::try_from(left).unwrap_or(BUFFER).min(BUFFER);
-                match file.read(&mut self.buffer[..want]) {
-                    Ok(0) => return Err(changed()),
-                    Ok(got) => {
-                        hasher.update(&self.buffer[..got]);
-                        left -= got as u64;
-                    }
-                    Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-                    Err(source) => return Err(HashError::Read { path: path.to_owned(), source }),
-                }
-            }
-        }
-        if stat.kind == Kind::File || self.index.is_some() {
-            let after = match &content {
-                Some(file) => {
-                    Metadata::of(file).map_err(|errno| build_engine_rootfs::Error::new("read", path, errno))?
-                }
-                None => self.view.tree().metadata(path, false)?,
-            };
-            if state(&after) != state(metadata) {
-                return Err(changed());
-            }
-        }
-        Ok(hasher.finish())
-    }
-
-    /// Opens a regular file of the tree.
-    fn open(&mut self, path: &Path) -> Result<(Entry, File), HashError> {
-        let tree = self.view.tree();
-        let parent = path.parent().unwrap_or(Path::new(""));
-        if self.dir.as_ref().is_none_or(|(dir, _)| dir != parent) {
-            self.dir = Some((parent.to_owned(), tree.resolve(parent)?));
-        }
-        let Some((_, dir)) = &self.dir else { unreachable!("it was just set") };
-        let name = path.file_name().unwrap_or_default();
-        match Place::new(dir.as_fd(), name, tree.ids()).open_entry() {
-            Ok(opened) => Ok(opened),
-            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::OPNOTSUPP) => {
-                Err(HashError::Changed { path: path.to_owned() })
-            }
-            Err(errno) => Err(build_engine_rootfs::Error::new("open", path, errno).into()),
-        }
-    }
-}
-
-/// Hashes what BuildKit's content hash has before the content: a tar header's fields, by their names.
-fn hash_header(hasher: &mut Hasher, entry: &Entry) {
-    let stat = &entry.metadata;
-    let (kind, link): (u8, &[u8]) = match stat.kind {
-        Kind::File | Kind::Socket => (b'0', b""),
-        Kind::Symlink => (b'2', entry.link.as_deref().unwrap_or(OsStr::new("")).as_bytes()),
-        Kind::CharDevice => (b'3', b""),
-        Kind::BlockDevice => (b'4', b""),
-        Kind::Directory => (b'5', b""),
-        Kind::Fifo => (b'6', b""),
-    };
-    let mode = if stat.kind == Kind::Symlink { 0o777 } else { stat.mode };
-    let size = if stat.kind == Kind::File { stat.size } else { 0 };
-    let header = format!("namemode{mode}uid{}gid{}size{size}typeflag{}linkname", stat.uid, stat.gid, char::from(kind));
-    hasher.update(header.as_bytes());
-    hasher.update(link);
-    hasher.update(format!("unamegnamedevmajor{}devminor{}", stat.device.major, stat.device.minor).as_bytes());
-    for (name, value) in &entry.xattrs {
-        let bytes = name.as_bytes();
-        let is_system = bytes.starts_with(b"security.") || bytes.starts_with(b"system.");
-        if is_engine_xattr(name) || is_system && bytes != b"security.capability" {
-            continue;
-        }
-        hasher.update(bytes);
-        hasher.update(value);
-    }
-}
-
 /// The clean absolute path, the root as the empty one.
 fn key_path(path: &str) -> Vec<u8> {
     let clean = build_engine_rootfs::clean(path);
@@ -845,242 +709,4 @@ fn split_wildcards(path: &[u8]) -> (Vec<u8>, Vec<u8>) {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::fs;
-    use std::os::unix::fs::{PermissionsExt as _, symlink};
-
-    use build_engine_rootfs::Tree;
-
-    use super::*;
-
-    const FILE_DATA0: &str = "sha256:cd8e75bca50f2d695f220d0cb0997d8ead387e4f926e8669a92d7f104cc9885b";
-    const FILE_DATA1: &str = "sha256:c2b5e234f5f38fc5864da7def04782f82501a40d46192e4207d5b3f0c3c4732b";
-    const DIR_D0: &str = "sha256:d47454417d2c554067fbefe5f5719edc49f3cfe969c36b62e34a187a4da0cc9a";
-    const DIR_D0_BY_FILE: &str = "sha256:6b612ad5c13159112ae26357ef7bd34df29916941ba40ec2ce38dfb70c6c60c3";
-    const DIR_D0_MODIFIED: &str = "sha256:555ffa3028630d97ba37832b749eda85ab676fd64ffb629fbf0f4ec8c1e3bff1";
-    const DOUBLE_STAR: &str = "sha256:aa7448215bbf5b837b35ce64467857d8b9747965573d14d4b31b370586370971";
-
-    /// `path/` is a directory, `path=data` a file, `path>target` a link; modes as BuildKit's own tests have them.
-    fn tree(lines: &[&str]) -> (tempfile::TempDir, Tree) {
-        let dir = tempfile::tempdir().unwrap();
-        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        for line in lines {
-            if let Some((path, target)) = line.split_once('>') {
-                symlink(target, dir.path().join(path)).unwrap();
-            } else if let Some((path, data)) = line.split_once('=') {
-                fs::write(dir.path().join(path), data).unwrap();
-                fs::set_permissions(dir.path().join(path), fs::Permissions::from_mode(0o644)).unwrap();
-            } else {
-                fs::create_dir(dir.path().join(line)).unwrap();
-                fs::set_permissions(dir.path().join(line), fs::Permissions::from_mode(0o755)).unwrap();
-            }
-        }
-        let tree = Tree::open(dir.path()).unwrap();
-        (dir, tree)
-    }
-
-    /// Owners count, so the view says root for all, as the tests of BuildKit run as root.
-    fn ask(tree: &Tree, question: &Question) -> String {
-        let root = |_: &Path, _: bool| Visibility::Visible;
-        let view = View::context(tree).with_filter(&root);
-        let mut hash = ContentHash::new(view, None).unwrap();
-        // A snapshot's root has a header of its own.
-        let root = hash.records.position(&[0]).unwrap();
-        hash.records[root].digest = None;
-        match hash.digest(question) {
-            Ok(digest) => digest.to_string(),
-            Err(error) => error.to_string(),
-        }
-    }
-
-    fn question(path: &str, flags: &str) -> Question {
-        Question {
-            path: path.into(),
-            follow_links: flags.contains('f'),
-            wildcard: flags.contains('w'),
-            ..Question::default()
-        }
-    }
-
-    fn check(lines: &[&str], cases: &[(&str, &str, &str)]) {
-        let (_dir, tree) = tree(lines);
-        for (path, flags, expected) in cases {
-            assert_eq!(ask(&tree, &question(path, flags)), *expected, "{path} {flags}");
-        }
-    }
-
-    /// F1-093. Digests: `cache/contenthash/checksum_test.go` of BuildKit.
-    /// D12: a file that goes away, or is written to, between the look at it and its reading.
-    #[test]
-    fn d12_what_changes_meanwhile_is_said() {
-        for removed in [true, false] {
-            let dir = tempfile::tempdir().unwrap();
-            for name in ["a", "z"] {
-                fs::write(dir.path().join(name), name).unwrap();
-            }
-            let tree = Tree::open(dir.path()).unwrap();
-            // `a` was looked at when the filter is asked about `z`.
-            let filter = |path: &Path, _: bool| {
-                if path == Path::new("z") {
-                    let a = dir.path().join("a");
-                    if removed { fs::remove_file(a).unwrap_or_default() } else { fs::write(a, "longer").unwrap() }
-                }
-                Visibility::Visible
-            };
-            let question = Question { path: "/".into(), ..Question::default() };
-            let mut hash = ContentHash::new(View::new(&tree).with_filter(&filter), None).unwrap();
-            let error = hash.digest(&question).unwrap_err();
-            assert_eq!(error.to_string(), "`a` changed while reading");
-        }
-    }
-
-    #[test]
-    fn files_and_directories_have_the_digests_of_buildkit() {
-        check(
-            &["foo=data0", "bar=data1", "d0/", "d0/abc=data0", "d0/def>abc", "d0/ghi>nosuchfile"],
-            &[
-                ("nosuch", "f", "`/nosuch` not found"),
-                ("foo", "f", FILE_DATA0),
-                ("bar", "f", FILE_DATA1),
-                ("d0/abc", "f", FILE_DATA0),
-                ("d0/def", "f", FILE_DATA0),
-                ("d0/ghi", "f", "`/d0/ghi` not found"),
-                ("/", "f", "sha256:427c9cf9ae98c0f81fb57a3076b965c7c149b6b0a85625ad4e884236649a42c6"),
-                ("d0", "f", DIR_D0),
-            ],
-        );
-        check(&["abc=data0", "def>abc", "ghi>nosuchfile"], &[("/", "f", DIR_D0)]);
-        check(&["abc=data0", "def>abc"], &[("/", "f", DIR_D0_MODIFIED)]);
-        check(
-            &["d0/", "d0/foo/", "d0/foo/bar=data0", "d0/foo-subdir/", "d0/foo.subdir=data1"],
-            &[("d0", "f", "sha256:14276c302c940a80f82ca5477bf766c98a24702d6a9948ee71bb277cdad3ae05")],
-        );
-        check(
-            &["d0/", "d0/foo/", "d0/foo/bar=data0", "d0/foo/subdir1/", "d0/foo/subdir1/baz=data1", "d0/foo/subdir2/"],
-            &[("d0/foo", "", "sha256:e76717544f71725bd759a981554ca17c286b3d222598f46a671b983fd2b8172d")],
-        );
-    }
-
-    /// Source: TestChecksumWildcardOrFilter, TestSymlinksNoFollow.
-    #[test]
-    fn wildcards_and_links_have_the_digests_of_buildkit() {
-        let foo = Digest::sha256(format!("\0foo{FILE_DATA0}").as_bytes()).to_string();
-        check(
-            &[
-                "bar=data1",
-                "foo=data0",
-                "fox=data2",
-                "x/",
-                "x/d0/",
-                "x/d0/abc=data0",
-                "x/d0/def>abc",
-                "x/d0/ghi>nosuchfile",
-                "y1>foo",
-                "y2>fox",
-            ],
-            &[
-                ("f*o", "w", &foo),
-                ("f*", "w", "sha256:0b6731924f0a32a812bf8a729202e55e54ded331f9e4ff2397f681e43694e086"),
-                ("x/d?", "w", DIR_D0_BY_FILE),
-                ("x/d?/def", "fw", FILE_DATA0),
-                ("y*", "fw", "sha256:982153600b9653a1decb0f961e09e2bc1be335cfcaac9b39dbd1120b65fdf92c"),
-            ],
-        );
-        let sym = "sha256:a2ba571981f48ec34eb79c9a3ab091b6491e825c2f7e9914ea86e8e958be7fae";
-        let broken = "sha256:9b761577efcb1239cf4be971914c5d7404914dd32ff436401af1764dc5446b83";
-        let lines = ["target=data0", "sym>target", "sym2>target2", "foo/", "foo/ghi>target", "y1>foo/ghi"];
-        check(
-            &lines,
-            &[
-                ("sym", "w", sym),
-                ("foo/ghi", "w", sym),
-                ("foo/ghi", "fw", "`/foo/ghi` not found"),
-                ("y1", "fw", "`/y1` not found"),
-                ("sym", "", sym),
-                ("foo/ghi", "", sym),
-                ("foo", "f", broken),
-                ("fo?", "fw", "sha256:2797e710c6d1a89ff2d91c834b828b1dc500f2982430a58241df8e146f4c4bb4"),
-            ],
-        );
-        let (_dir, tree) = tree(&lines);
-        let with_exclude = Question { exclude_patterns: vec!["*.git".into()], ..question("foo", "f") };
-        assert_eq!(ask(&tree, &with_exclude), broken);
-    }
-
-    /// Source: TestSymlinkThroughParent, TestSymlinkInPathHandleChange.
-    #[test]
-    fn links_on_the_way_are_followed_inside_the_tree() {
-        check(
-            &[
-                "d1/",
-                "d1/sub/",
-                "d1/sub/foo=data0",
-                "d1/sub/bar>/link",
-                "d1/sub/baz>../../../link",
-                "d1/sub/bay>../../../../link/.",
-                "d1/def>sub",
-                "sub/",
-                "sub/d0/",
-                "sub/d0/abc=data0",
-                "sub/d0/def>abc",
-                "sub/d0/ghi>nosuchfile",
-                "link>sub/d0",
-                "loop>loop",
-            ],
-            &[
-                ("d1/def/foo", "f", FILE_DATA0),
-                ("d1/def/bar/abc", "f", FILE_DATA0),
-                ("sub/d0", "f", DIR_D0),
-                ("d1/def/baz", "f", DIR_D0),
-                ("d1/def/bay", "f", DIR_D0),
-                ("link", "f", DIR_D0),
-                ("loop", "f", "too many symbolic links in `/loop`"),
-            ],
-        );
-    }
-
-    /// Source: TestChecksumIncludeDoubleStar, testChecksumIncludeExclude, TestChecksumIncludeSymlink.
-    #[test]
-    fn patterns_select_as_buildkit_selects() {
-        let (_dir, tree) = tree(&[
-            "prefix/",
-            "prefix/a/",
-            "prefix/a/b/",
-            "prefix/a/b/c/",
-            "prefix/a/b/c/foo/",
-            "prefix/a/b/c/foo/bar=abc",
-            "link>prefix",
-        ]);
-        let include = |path: &str, flags: &str, patterns: &[&str]| Question {
-            include_patterns: patterns.iter().map(ToString::to_string).collect(),
-            ..question(path, flags)
-        };
-        for flags in ["", "w"] {
-            for patterns in [["**/foo/**", "**/report"], ["**/foo", "**/report"]] {
-                assert_eq!(ask(&tree, &include("prefix/a", flags, &patterns)), DOUBLE_STAR, "{patterns:?} {flags}");
-            }
-            let nothing = Digest::sha256(b"").to_string();
-            assert_eq!(ask(&tree, &include("prefix/a", flags, &["**/none/**"])), nothing);
-            let direct = ask(&tree, &include("prefix/a/b", flags, &["**/bar"]));
-            assert_ne!(direct, nothing);
-            assert_eq!(ask(&tree, &include("link/a/b", flags, &["**/bar"])), direct);
-            let excluded =
-                Question { exclude_patterns: vec!["**/bar".into()], ..include("prefix/a", flags, &["**/foo/**"]) };
-            assert_ne!(ask(&tree, &excluded), DOUBLE_STAR);
-        }
-        let required = Question { required_paths: vec!["/prefix/x".into()], ..question("prefix/*", "w") };
-        assert_eq!(ask(&tree, &required), "`/prefix/x` not found");
-    }
-
-    #[test]
-    fn what_a_filter_hides_does_not_count() {
-        let (_dir, full) = tree(&["d0/", "d0/abc=data0", "d0/def>abc", "d0/ghi>nosuchfile", "d0/x/", "d0/x/y=1"]);
-        let filter = |path: &Path, is_dir: bool| match path.to_str() {
-            Some("d0/x") if is_dir => Visibility::Through,
-            Some("d0/x/y") => Visibility::Hidden,
-            _ => Visibility::Visible,
-        };
-        let mut hash = ContentHash::new(View::context(&full).with_filter(&filter), None).unwrap();
-        assert_eq!(hash.digest(&question("d0", "")).unwrap().to_string(), DIR_D0);
-    }
-}
+mod tests;

@@ -18,6 +18,9 @@ use super::push::neighbours;
 use super::remote::StoredBlob;
 use crate::{BuildRequest, Output};
 
+/// Layers with less than this are left to the end.
+const WORTH_IT_BYTES: u64 = 1 << 20;
+
 /// The blobs that a build will want.
 #[derive(Debug, Default)]
 pub(super) struct Ahead {
@@ -87,6 +90,10 @@ impl Ahead {
     ) -> Option<BoxFuture<'static, ()>> {
         let compression = self.compression.filter(|_| self.kept.contains(vertex.digest()))?;
         let layer = output.layers().last()?.clone();
+        // A small one is compressed in no time at the end, and would only be in the way of the next step.
+        if parts.store.layer_info(&layer).is_ok_and(|info| info.size_bytes < WORTH_IT_BYTES) {
+            return None;
+        }
         let (parts, lease, targets) = (Arc::clone(parts), Arc::clone(lease), self.targets.clone());
         Some(Box::pin(async move {
             let store = parts.store.clone();

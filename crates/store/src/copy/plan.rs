@@ -15,10 +15,9 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use build_engine_rootfs::{Entry, Kind, Metadata, Time, Tree, is_layer_xattr};
+use build_engine_rootfs::{Entry, Kind, Metadata, Time, Tree, follow, is_layer_xattr};
 
 use super::sink::Sink;
-use super::view::canonical;
 use super::{CopyError, CopySpec, View, run};
 use crate::layer::{Content, Entries, LayerEntry, LayerError, Listed, Unpack};
 use crate::merged;
@@ -268,7 +267,7 @@ impl<'a> PlanSink<'a> {
 
 impl Sink for PlanSink<'_> {
     fn canonical(&self, path: &Path) -> Result<PathBuf, CopyError> {
-        canonical(path, true, |current| -> Result<Option<OsString>, CopyError> {
+        follow(path, true, |current| -> Result<Option<OsString>, CopyError> {
             if let Some(planned) = self.planned.get(current) {
                 return Ok(planned.entry.link.clone());
             }

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use crate::content_hash::Listing;
-use build_engine_rootfs::{Entry, Error, Ids, Kind, Metadata, Time, Tree, clean};
+use build_engine_rootfs::{Entry, Error, Ids, Kind, Metadata, Time, Tree, follow};
 
 /// What a filter says about a path of a tree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -120,7 +120,7 @@ impl<'a> View<'a> {
         if self.filter.is_none() {
             return self.tree.canonical(path, follow_last);
         }
-        canonical(path, follow_last, |current| match self.tree.find(current, false)? {
+        follow(path, follow_last, |current| match self.tree.find(current, false)? {
             Some(found) if found.kind == Kind::Symlink && self.visibility(current, false) != Visibility::Hidden => {
                 Ok(Some(self.tree.read_link(current)?))
             }
@@ -160,43 +160,4 @@ impl<'a> View<'a> {
         let place = self.tree.place(path)?;
         place.as_place().open_file().map_err(|errno| Error::new("open", path, errno))
     }
-}
-
-/// Where `path` leads when its symbolic links are followed inside a tree of which `link` says where a path without links,
-/// if it is a link, points to. What does not exist is taken as written.
-pub(super) fn canonical<E: From<Error>>(
-    path: &Path,
-    follow_last: bool,
-    link: impl Fn(&Path) -> Result<Option<OsString>, E>,
-) -> Result<PathBuf, E> {
-    let mut rest: Vec<OsString> = clean(path).iter().rev().map(ToOwned::to_owned).collect();
-    let mut current = PathBuf::new();
-    let mut links = 0;
-    while let Some(name) = rest.pop() {
-        if name == ".." {
-            current.pop();
-            continue;
-        }
-        current.push(&name);
-        if rest.is_empty() && !follow_last {
-            break;
-        }
-        let Some(target) = link(&current)? else { continue };
-        links += 1;
-        if links > 255 {
-            return Err(Error::TooManyLinks { path: path.to_owned() }.into());
-        }
-        let target = PathBuf::from(target);
-        current.pop();
-        if target.is_absolute() {
-            current = PathBuf::new();
-        }
-        let components = target.components().rev().filter_map(|component| match component {
-            std::path::Component::Normal(name) => Some(name.to_owned()),
-            std::path::Component::ParentDir => Some("..".into()),
-            _ => None,
-        });
-        rest.extend(components);
-    }
-    Ok(current)
 }
